@@ -1,0 +1,74 @@
+// What every CPU launcher needs of torch: checks, memory and threads, through the stable ABI.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "sslfast/pool.h"
+
+namespace sslfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The kernels take contiguous CPU tensors of one dtype; the Python launcher sees to it, and this
+// keeps a direct call from reading what is not there.
+inline void check(const Tensor& t, const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(t.device().type() == torch::headeronly::DeviceType::CPU, name,
+                  " must be on the CPU");
+  STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+}
+
+inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) {
+  const std::vector<int64_t> size(shape);
+  return torch::stable::empty({size.data(), size.size()}, dtype);
+}
+inline Tensor zeros(std::initializer_list<int64_t> shape, ScalarType dtype) {
+  Tensor t = empty(shape, dtype);
+  return torch::stable::zero_(t);
+}
+
+template <class T>
+constexpr ScalarType kDtype = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
+T* mutable_data(const Tensor& t) {
+  return t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
+
+// torch's own threads, as many as torch.get_num_threads() says.
+inline Pool torch_pool() {
+  return {int(torch::stable::get_num_threads()),
+          [](int workers, void (*body)(void*, int), void* data) {
+            torch::stable::parallel_for(0, workers, 1, [=](int64_t begin, int64_t end) {
+              for (int64_t worker = begin; worker < end; ++worker) body(data, int(worker));
+            });
+          }};
+}
+
+// Scratch from torch's allocator, freed with this object.
+class TorchWorkspace {
+ public:
+  operator Workspace() { return {this, &TorchWorkspace::allocate}; }
+
+ private:
+  static void* allocate(void* owner, int64_t bytes) {
+    auto& tensors = static_cast<TorchWorkspace*>(owner)->tensors_;
+    tensors.push_back(empty({bytes > 0 ? bytes : 1}, ScalarType::Byte));
+    return tensors.back().mutable_data_ptr();
+  }
+  std::vector<Tensor> tensors_;
+};
+
+}  // namespace sslfast

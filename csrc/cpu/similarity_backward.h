@@ -1,0 +1,257 @@
+// Gradient of lse_i = log sum_j exp(s_ij), from tiles computed again:
+//   G_ij = drow_i exp(s_ij - row_i) + dcol_j exp(s_ij - col_j),
+//   dq_i = scale_i sum_j G_ij k_j,   dk_j = sum_i G_ij scale_i q_i,   dbias_j = sum_i G_ij.
+// In the symmetric form drow and dcol are one vector, G is symmetric, and dq is the whole gradient.
+#pragma once
+
+#include "cpu/similarity_operands.h"
+
+namespace sslfast::SSLFAST_ISA {
+
+enum class Exponentials {
+  kRows,    // exp(s - row_i): columns were not asked for
+  kShared,  // one exp(s - c) times (a_i + b_j), a_i = drow_i exp(c - row_i): all lse lie close
+  kSplit,   // one exponential a side
+};
+
+// Per-row and per-key weights of a tile; the key arrays are the row arrays in the symmetric form.
+template <class T>
+struct Weights {
+  T *row, *key;
+  T* key_shift;  // -col_j log2(e); kSplit
+};
+
+template <class T, bool kIds, Exponentials kMode>
+void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, T* g) {
+  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
+  const int64_t stride = o.key_blocks.size;
+  for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) {
+      const int64_t row = i0 + i + r;
+      SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) {
+        const int64_t key = j0 + j + v * kLanes<T>;
+        const Vec<T> x = s.acc[r][v] * o.slope[row];
+        Vec<T> y =
+            exp2<T>(s.acc[r][v] * o.slope[row] + o.row_offset[row] + load(o.key_offset + key));
+        if constexpr (kMode == Exponentials::kRows) y = y * w.row[row];
+        if constexpr (kMode == Exponentials::kShared) y = y * (load(w.key + key) + w.row[row]);
+        if constexpr (kMode == Exponentials::kSplit)
+          y = y * w.row[row] + load(w.key + key) * exp2<T>(x + load(w.key_shift + key));
+        // Last, since an excluded pair may exceed the sum that it is not part of.
+        if constexpr (kIds) y = zero_where<T>(excluded(o, row, key), y);
+        store(g + (i + r) * stride + j + v * kLanes<T>, y);
+      }
+    }
+  });
+}
+
+// The same from cached exponentials (symmetric form; exclusion is in them already).
+template <class T>
+void gradient_tile_from_cache(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w,
+                              const T* e, T* g) {
+  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
+  const int64_t stride = o.key_blocks.size, keys = o.key_blocks.width(J, o.keys);
+  for (int64_t i = 0; i < o.row_blocks.width(I, o.rows); ++i)
+    for (int64_t j = 0; j < keys; j += kLanes<T>)
+      store(g + i * stride + j, load(e + i * stride + j) * (load(w.key + j0 + j) + w.row[i0 + i]));
+}
+
+template <class T>
+class BackwardPass {
+ public:
+  explicit BackwardPass(const SimilarityBackward<T>& p)
+      : p_(p), tiling_(p), columns_(p.columns || tiling_.symmetric()) {
+    const Workspace& w = p.workspace;
+    Operands<T>& all = tiling_.all();
+    padded_rows_ = all.row_blocks.size * all.row_blocks.count;
+    padded_keys_ = all.key_blocks.size * all.key_blocks.count;
+    weights_.row = filled<T>(w, padded_rows_, T(0));
+    const bool own_keys = columns_ && !tiling_.symmetric();
+    weights_.key = own_keys ? filled<T>(w, padded_keys_, T(0)) : weights_.row;
+    if (p.bias)
+      for (int64_t j = 0; j < p.keys; ++j) all.key_offset[j] = T(p.bias[j] * kLog2E);
+    choose_exponentials();
+    // dq needs the keys, dk the scaled queries, with features innermost.
+    const int64_t width = round_up(p.features, kPanel<T>);
+    if (p.dk || tiling_.symmetric()) {
+      T* panels = w.take<T>(p.rows * width);
+      T* weight = nullptr;
+      if (!tiling_.symmetric()) {
+        weight = w.take<T>(p.rows);
+        for (int64_t i = 0; i < p.rows; ++i) weight[i] = p.scale[p.row_scale ? i : 0];
+      }
+      pack_features(p.pool, p.q, weight, p.rows, p.features, panels);
+      q_features_ = panels;
+    }
+    if (p.dq && !tiling_.symmetric()) k_features_ = w.take<T>(tiling_.strip_keys() * width);
+  }
+
+  void run() {
+    const ScratchPool<T> scratch(p_, tiling_.all(), true);
+    const Blocks& blocks = tiling_.all().row_blocks;
+    const int64_t area = blocks.size * blocks.size;
+    for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
+      const Operands<T> o = tiling_.strip(first);
+      if (k_features_)
+        pack_features<T>(p_.pool, p_.k + first * p_.features, nullptr, o.keys, p_.features,
+                         k_features_);
+      const auto pair = [&](int worker, int64_t I, int64_t J) {
+        T* g = scratch.of(worker).tile;
+        compute(o, first, I, J, g);
+        if (p_.dq) add_queries(o, I, J, g);
+        if (p_.dk) add_keys(o, first, I, J, g);
+        if (p_.dbias) add_bias(o, first, I, J, g);
+      };
+      if (tiling_.symmetric())
+        visit_symmetric(p_.pool, blocks.count, [&](int worker, int64_t I, int64_t J, int64_t n) {
+          T* g = scratch.of(worker).tile;
+          if (n < cached_)
+            gradient_tile_from_cache(o, I, J, weights_, p_.cache + kCacheHeader + n * area, g);
+          else
+            compute(o, 0, I, J, g);
+          add_symmetric(o, I, J, g);
+        });
+      else if (p_.dk || p_.dbias)
+        visit_two_way(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
+      else
+        visit_rows(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
+    }
+    if (p_.dq) finish_queries();
+  }
+
+ private:
+  // A row whose sum is empty has no gradient: weight 0, whatever its incoming gradient.
+  static bool empty(T lse) { return lse == T(-__builtin_inf()); }
+
+  void choose_exponentials() {
+    Operands<T>& all = tiling_.all();
+    const bool own_columns = columns_ && !tiling_.symmetric();
+    double least = __builtin_inf(), most = -least;
+    const auto widen = [&](const T* lse, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) {
+        if (empty(lse[i])) continue;
+        least = lse[i] >= least ? least : lse[i];  // NaN is taken up and fails the test below
+        most = lse[i] <= most ? most : lse[i];
+      }
+    };
+    widen(p_.row_lse, p_.rows);
+    if (own_columns) widen(p_.col_lse, p_.keys);
+    if (least > most) least = most = 0;
+
+    double shift = least;
+    if (p_.cache_elements && p_.cache[0] == p_.cache[0]) {
+      cached_ = cached_tiles(p_.cache_elements, all.row_blocks);
+      shift = p_.cache[0] * kLn2;
+    }
+    mode_ = !columns_                             ? Exponentials::kRows
+            : cached_ || most - least <= kHead<T> ? Exponentials::kShared
+                                                  : Exponentials::kSplit;
+    const auto weigh = [&](const T* lse, const T* gradient, int64_t n, T* weight) {
+      for (int64_t i = 0; i < n; ++i) {
+        const double factor = mode_ == Exponentials::kShared ? __builtin_exp(shift - lse[i]) : 1;
+        weight[i] = empty(lse[i]) ? T(0) : T(gradient[i] * factor);
+      }
+    };
+    weigh(p_.row_lse, p_.drows, p_.rows, weights_.row);
+    if (own_columns) weigh(p_.col_lse, p_.dcols, p_.keys, weights_.key);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const double lse = mode_ == Exponentials::kShared ? shift : double(p_.row_lse[i]);
+      all.row_offset[i] = empty(p_.row_lse[i]) ? T(0) : T(-lse * kLog2E);
+    }
+    if (mode_ != Exponentials::kSplit) return;
+    weights_.key_shift = all.row_offset;
+    if (!own_columns) return;
+    weights_.key_shift = filled<T>(p_.workspace, padded_keys_, T(0));
+    for (int64_t j = 0; j < p_.keys; ++j)
+      weights_.key_shift[j] = empty(p_.col_lse[j]) ? T(0) : T(-p_.col_lse[j] * kLog2E);
+  }
+
+  void compute(const Operands<T>& o, int64_t first, int64_t I, int64_t J, T* g) const {
+    p_.row_ids ? compute_as<true>(o, first, I, J, g) : compute_as<false>(o, first, I, J, g);
+  }
+  template <bool kIds>
+  void compute_as(const Operands<T>& o, int64_t first, int64_t I, int64_t J, T* g) const {
+    Weights<T> w = weights_;
+    w.key += first;
+    if (w.key_shift) w.key_shift += first;
+    switch (mode_) {
+      case Exponentials::kRows: return gradient_tile<T, kIds, Exponentials::kRows>(o, I, J, w, g);
+      case Exponentials::kShared:
+        return gradient_tile<T, kIds, Exponentials::kShared>(o, I, J, w, g);
+      case Exponentials::kSplit: return gradient_tile<T, kIds, Exponentials::kSplit>(o, I, J, w, g);
+    }
+  }
+
+  // dq_I += G k_J, without the scale.
+  void add_queries(const Operands<T>& o, int64_t I, int64_t J, const T* g) const {
+    const T* k = k_features_ + o.key_blocks.first(J) * kPanel<T>;
+    add_product(g, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
+                o.key_blocks.width(J, o.keys), k, o.keys, o.features,
+                p_.dq + o.row_blocks.first(I) * o.features);
+  }
+
+  // dk_J += G^T (scale q)_I.
+  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
+    const T* q = q_features_ + o.row_blocks.first(I) * kPanel<T>;
+    add_product(g, 1, o.key_blocks.size, o.key_blocks.width(J, o.keys),
+                o.row_blocks.width(I, o.rows), q, o.rows, o.features,
+                p_.dk + (first + o.key_blocks.first(J)) * o.features);
+  }
+
+  void add_symmetric(const Operands<T>& o, int64_t I, int64_t J, const T* g) const {
+    const int64_t i0 = o.row_blocks.first(I), j0 = o.row_blocks.first(J);
+    const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.row_blocks.width(J, o.rows);
+    const T* z = q_features_;
+    add_product(g, o.key_blocks.size, 1, rows, keys, z + j0 * kPanel<T>, o.rows, o.features,
+                p_.dq + i0 * o.features);
+    if (I != J)
+      add_product(g, 1, o.key_blocks.size, keys, rows, z + i0 * kPanel<T>, o.rows, o.features,
+                  p_.dq + j0 * o.features);
+  }
+
+  void add_bias(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
+    T* to = p_.dbias + first + o.key_blocks.first(J);
+    for (int64_t i = 0; i < o.row_blocks.width(I, o.rows); ++i)
+      for (int64_t j = 0; j < o.key_blocks.width(J, o.keys); ++j)
+        to[j] += g[i * o.key_blocks.size + j];
+  }
+
+  // dscale_i = q_i . (dq_i / scale_i), taken before the scale is multiplied in; the symmetric form
+  // counts every pair from both sides.
+  void finish_queries() {
+    double* dots = p_.workspace.template take<double>(p_.rows);
+    for_each(p_.pool, (p_.rows + 255) / 256, [&](int, int64_t task) {
+      const int64_t last = (task + 1) * 256 < p_.rows ? (task + 1) * 256 : p_.rows;
+      for (int64_t i = task * 256; i < last; ++i) {
+        const T* q = p_.q + i * p_.features;
+        T* dq = p_.dq + i * p_.features;
+        const T scale = p_.scale[p_.row_scale ? i : 0];
+        double dot = 0;
+        if (p_.dscale)
+          for (int64_t d = 0; d < p_.features; ++d) dot += double(q[d]) * dq[d];
+        dots[i] = dot;
+        for (int64_t d = 0; d < p_.features; ++d) dq[d] *= scale;
+      }
+    });
+    if (!p_.dscale) return;
+    double total = 0;
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      total += dots[i];
+      if (p_.row_scale) p_.dscale[i] = T(dots[i]);
+    }
+    if (!p_.row_scale) p_.dscale[0] = T(tiling_.symmetric() ? total / 2 : total);
+  }
+
+  const SimilarityBackward<T>& p_;
+  Tiling<T> tiling_;
+  bool columns_;
+  Exponentials mode_ = Exponentials::kRows;
+  int64_t cached_ = 0, padded_rows_, padded_keys_;
+  Weights<T> weights_{};
+  const T* q_features_ = nullptr;
+  T* k_features_ = nullptr;
+};
+
+}  // namespace sslfast::SSLFAST_ISA

@@ -1,0 +1,277 @@
+// lse_i = log sum_j exp(s_ij): forward pass. One template, compiled once per instruction set.
+#pragma once
+
+#include "cpu/similarity_operands.h"
+
+namespace sslfast::SSLFAST_ISA {
+
+// Running sums of 2^(x - shift), in double; the shift is common or, when tracked, per row and key.
+struct Sums {
+  double *row, *col;  // col is `row` in the symmetric form, null where columns are not asked for
+};
+
+// One tile with the fixed shift. The exponentials go to `keep` where it is not null.
+template <class T, bool kIds>
+void sum_tile(const Operands<T>& o, int64_t I, int64_t J, bool columns, const Scratch<T>& scratch,
+              const Sums& sums, T* keep) {
+  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
+  const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.key_blocks.width(J, o.keys);
+  const int64_t stride = o.key_blocks.size;
+  for (int64_t n = 0; n < o.row_blocks.size * kLanes<T>; ++n) scratch.row_acc[n] = T(0);
+  for (int64_t n = 0; n < stride; ++n) scratch.key_acc[n] = T(0);
+
+  for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+    Vec<T> key_acc[kTileVectors], offset[kTileVectors];
+    SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) {
+      key_acc[v] = load(scratch.key_acc + j + v * kLanes<T>);
+      offset[v] = load(o.key_offset + j0 + j + v * kLanes<T>);
+    }
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) {
+      const int64_t row = i0 + i + r;
+      T* row_acc = scratch.row_acc + (i + r) * kLanes<T>;
+      Vec<T> total = load(row_acc);
+      SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) {
+        Vec<T> e = exp2<T>(s.acc[r][v] * o.slope[row] + o.row_offset[row] + offset[v]);
+        if constexpr (kIds) e = zero_where<T>(excluded(o, row, j0 + j + v * kLanes<T>), e);
+        total += e;
+        key_acc[v] += e;
+        if (keep) store(keep + (i + r) * stride + j + v * kLanes<T>, e);
+      }
+      store(row_acc, total);
+    }
+    SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) store(scratch.key_acc + j + v * kLanes<T>, key_acc[v]);
+  });
+
+  for (int64_t i = 0; i < rows; ++i)
+    sums.row[i0 + i] += sum<T>(load(scratch.row_acc + i * kLanes<T>));
+  if (columns)
+    for (int64_t j = 0; j < keys; ++j) sums.col[j0 + j] += scratch.key_acc[j];
+}
+
+// Scalar running (maximum, sum) of one row or key, to which a tile's terms are added.
+struct Tracked {
+  double *max, *sum;
+
+  // Raises the maximum to at least `tile_max`; returns it (0 where there is no term yet).
+  double raise(int64_t n, double tile_max) const {
+    if (tile_max > max[n]) {
+      sum[n] *= __builtin_exp2(max[n] - tile_max);
+      max[n] = tile_max;
+    }
+    return max[n] == -__builtin_inf() ? 0 : max[n];
+  }
+};
+
+// The exponents of one tile, excluded pairs at -inf, into the scratch tile.
+template <class T, bool kIds>
+void exponent_tile(const Operands<T>& o, int64_t I, int64_t J, T* tile) {
+  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
+  const int64_t stride = o.key_blocks.size;
+  const Vec<T> nothing = broadcast(T(-__builtin_inf()));
+  for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) {
+      const int64_t row = i0 + i + r;
+      SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) {
+        const int64_t key = j0 + j + v * kLanes<T>;
+        Vec<T> x = s.acc[r][v] * o.slope[row] + o.row_offset[row] + load(o.key_offset + key);
+        if constexpr (kIds) x = excluded(o, row, key) ? nothing : x;
+        store(tile + (i + r) * stride + j + v * kLanes<T>, x);
+      }
+    }
+  });
+}
+
+template <class T>
+void track_rows(const T* tile, int64_t stride, int64_t rows, int64_t width, const Tracked& to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* x = tile + i * stride;
+    Vec<T> m = load(x);
+    for (int64_t j = kLanes<T>; j < width; j += kLanes<T>) m = max<T>(m, load(x + j));
+    const T shift = T(to.raise(i, largest<T>(m)));
+    Vec<T> total{};
+    for (int64_t j = 0; j < width; j += kLanes<T>) total += exp2<T>(load(x + j) - shift);
+    to.sum[i] += sum<T>(total);
+  }
+}
+
+template <class T>
+void track_keys(const T* tile, int64_t stride, int64_t rows, int64_t keys, const Tracked& to) {
+  for (int64_t j = 0; j < keys; j += kLanes<T>) {
+    const T* x = tile + j;
+    const int64_t lanes = keys - j < kLanes<T> ? keys - j : kLanes<T>;
+    Vec<T> m = load(x);
+    for (int64_t i = 1; i < rows; ++i) m = max<T>(m, load(x + i * stride));
+    T shift[kLanes<T>] = {}, added[kLanes<T>];
+    for (int64_t l = 0; l < lanes; ++l) shift[l] = T(to.raise(j + l, m[l]));
+    Vec<T> total{};
+    for (int64_t i = 0; i < rows; ++i) total += exp2<T>(load(x + i * stride) - load(shift));
+    store(added, total);
+    for (int64_t l = 0; l < lanes; ++l) to.sum[j + l] += added[l];
+  }
+}
+
+// max_i |scale_i| |q_i| max_j |k_j| + max_j bias_j, an upper bound of every exponent (natural).
+template <class T>
+double exponent_bound(const SimilarityProblem<T>& p) {
+  const auto longest = [&](const T* x, int64_t n, bool scaled) {
+    double* norms = p.workspace.template take<double>(n);
+    constexpr int64_t kRows = 256;
+    for_each(p.pool, (n + kRows - 1) / kRows, [&](int, int64_t task) {
+      const int64_t last = (task + 1) * kRows < n ? (task + 1) * kRows : n;
+      for (int64_t i = task * kRows; i < last; ++i) {
+        Vec<T> squares{};
+        const T* row = x + i * p.features;
+        int64_t d = 0;
+        for (; d + kLanes<T> <= p.features; d += kLanes<T>)
+          squares += load(row + d) * load(row + d);
+        double total = sum<T>(squares);
+        for (; d < p.features; ++d) total += double(row[d]) * row[d];
+        norms[i] =
+            __builtin_sqrt(total) * (scaled ? __builtin_fabs(p.scale[p.row_scale ? i : 0]) : 1);
+      }
+    });
+    double m = 0;
+    for (int64_t i = 0; i < n; ++i) m = norms[i] <= m ? m : norms[i];  // NaN wins
+    return m;
+  };
+  const double q = longest(p.q, p.rows, false), k = p.k ? longest(p.k, p.keys, false) : q;
+  double slope = 0, bias = p.bias ? p.bias[0] : 0;
+  for (int64_t i = 0; i < (p.row_scale ? p.rows : 1); ++i)
+    slope = __builtin_fabs(p.scale[i]) <= slope ? slope : __builtin_fabs(p.scale[i]);
+  for (int64_t j = 1; p.bias && j < p.keys; ++j) bias = p.bias[j] > bias ? p.bias[j] : bias;
+  return slope * q * k + bias;
+}
+
+template <class T>
+class ForwardPass {
+ public:
+  explicit ForwardPass(const SimilarityForward<T>& p)
+      : p_(p), tiling_(p), columns_(p.columns || tiling_.symmetric()) {
+    const Workspace& w = p.workspace;
+    row_sum_ = w.take<double>(p.rows);
+    col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
+    if (p.bias)
+      for (int64_t j = 0; j < p.keys; ++j) tiling_.all().key_offset[j] = T(p.bias[j] * kLog2E);
+  }
+
+  void run() {
+    const double bound = exponent_bound(p_);
+    if (p_.cache) p_.cache[0] = T(__builtin_nan(""));
+    // Above this reach a row may well have no term within range of the shift: do not try.
+    if (bound <= 2.2 * kHead<T>) {
+      const double shift = bound > kHead<T> ? (bound - kHead<T>)*kLog2E : 0;
+      p_.row_ids ? fixed<true>(T(shift)) : fixed<false>(T(shift));
+      if (sums_in_range()) {
+        if (p_.cache) p_.cache[0] = T(shift);
+        return finish([&](int64_t) { return double(T(shift)); },
+                      [&](int64_t) { return double(T(shift)); });
+      }
+    }
+    row_max_ = filled<double>(p_.workspace, p_.rows, -__builtin_inf());
+    col_max_ = tiling_.symmetric() ? row_max_
+               : columns_          ? filled<double>(p_.workspace, p_.keys, -__builtin_inf())
+                                   : nullptr;
+    p_.row_ids ? tracked<true>() : tracked<false>();
+    finish([&](int64_t i) { return row_max_[i]; }, [&](int64_t j) { return col_max_[j]; });
+  }
+
+ private:
+  // tile(worker, strip operands, first key of the strip, I, J, index in the symmetric order)
+  template <class F>
+  void visit(const F& tile) {
+    for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
+      const Operands<T> o = tiling_.strip(first);
+      const auto pair = [&](int worker, int64_t I, int64_t J) { tile(worker, o, first, I, J, 0); };
+      if (tiling_.symmetric())
+        visit_symmetric(p_.pool, o.row_blocks.count,
+                        [&](int worker, int64_t I, int64_t J, int64_t index) {
+                          tile(worker, o, first, I, J, index);
+                        });
+      else if (columns_)
+        visit_two_way(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
+      else
+        visit_rows(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
+    }
+  }
+
+  void clear(double* x, int64_t n) {
+    for (int64_t i = 0; x && i < n; ++i) x[i] = 0;
+  }
+
+  template <bool kIds>
+  void fixed(T shift) {
+    Operands<T>& all = tiling_.all();
+    clear(row_sum_, p_.rows);
+    clear(col_sum_, p_.keys);
+    for (int64_t i = 0; i < all.row_blocks.size * all.row_blocks.count; ++i)
+      all.row_offset[i] = i < p_.rows ? -shift : T(-__builtin_inf());
+    for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
+      all.key_offset[j] = T(-__builtin_inf());
+    const ScratchPool<T> scratch(p_, all, false);
+    const int64_t kept = p_.cache ? cached_tiles(p_.cache_elements, all.row_blocks) : 0;
+    const int64_t area = all.row_blocks.size * all.row_blocks.size;
+    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J, int64_t n) {
+      T* keep = n < kept ? p_.cache + kCacheHeader + n * area : nullptr;
+      const bool off_diagonal = !tiling_.symmetric() || I != J;
+      sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, scratch.of(worker),
+                        {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
+    });
+  }
+
+  bool sums_in_range() const {
+    const auto check = [](const double* x, int64_t n, int64_t terms) {
+      const double least = double(terms) * __builtin_ldexp(1.0, int(kTiny<T>));
+      bool ok = true;
+      for (int64_t i = 0; i < n; ++i) ok &= x[i] >= least;
+      return ok;
+    };
+    return check(row_sum_, p_.rows, p_.keys) && (!col_sum_ || check(col_sum_, p_.keys, p_.rows));
+  }
+
+  template <bool kIds>
+  void tracked() {
+    Operands<T>& all = tiling_.all();
+    clear(row_sum_, p_.rows);
+    clear(col_sum_, p_.keys);
+    for (int64_t i = 0; i < all.row_blocks.size * all.row_blocks.count; ++i)
+      all.row_offset[i] = T(0);
+    for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
+      all.key_offset[j] = T(-__builtin_inf());
+    const ScratchPool<T> scratch(p_, all, true);
+    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J, int64_t) {
+      T* tile = scratch.of(worker).tile;
+      exponent_tile<T, kIds>(o, I, J, tile);
+      const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
+      const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.key_blocks.width(J, o.keys);
+      track_rows(tile, o.key_blocks.size, rows, round_up(keys, kLanes<T>),
+                 {row_max_ + i0, row_sum_ + i0});
+      if (columns_ && (!tiling_.symmetric() || I != J))
+        track_keys(tile, o.key_blocks.size, rows, keys,
+                   {col_max_ + first + j0, col_sum_ + first + j0});
+    });
+  }
+
+  template <class R, class C>
+  void finish(const R& row_shift, const C& col_shift) {
+    const auto lse = [](double shift, double total) {
+      if (shift == __builtin_inf() || total == 0) return T(total == 0 ? -__builtin_inf() : shift);
+      return T(shift * kLn2 + __builtin_log(total));
+    };
+    for (int64_t i = 0; i < p_.rows; ++i) p_.row_lse[i] = lse(row_shift(i), row_sum_[i]);
+    if (p_.columns)
+      for (int64_t j = 0; j < p_.keys; ++j) p_.col_lse[j] = lse(col_shift(j), col_sum_[j]);
+  }
+
+  const SimilarityForward<T>& p_;
+  Tiling<T> tiling_;
+  bool columns_;
+  double *row_sum_, *col_sum_, *row_max_ = nullptr, *col_max_ = nullptr;
+};
+
+}  // namespace sslfast::SSLFAST_ISA

@@ -1,0 +1,227 @@
+// CPU launcher and registration of similarity_logsumexp.
+#include "cpu/similarity_logsumexp.h"
+
+#include <algorithm>
+#include <tuple>
+#include <type_traits>
+
+#include "cpu/launch.h"
+#include "sslfast/isa.h"
+
+SSLFAST_DECLARE_KERNELS(SimilarityKernels, similarity_kernels)
+
+namespace sslfast {
+namespace {
+
+using MaybeTensor = std::optional<Tensor>;
+
+// Ids as wide as the kernel's lanes. int64 ids keep their order of equality: shifted to zero where
+// their range fits, else replaced by their rank.
+template <class Id>
+struct Ids {
+  std::vector<Id> rows, keys;
+  bool given = false;
+
+  Ids(const MaybeTensor& row_ids, const MaybeTensor& key_ids) {
+    if (!row_ids) return;
+    given = true;
+    const int64_t *r = data<int64_t>(*row_ids), *k = key_ids ? data<int64_t>(*key_ids) : nullptr;
+    const int64_t n = row_ids->numel(), m = k ? key_ids->numel() : 0;
+    if constexpr (std::is_same_v<Id, int64_t>) {
+      rows.assign(r, r + n);
+      keys.assign(k, k + m);
+    } else {
+      int64_t least = INT64_MAX, most = INT64_MIN;
+      for (int64_t i = 0; i < n; ++i) least = std::min(least, r[i]), most = std::max(most, r[i]);
+      for (int64_t j = 0; j < m; ++j) least = std::min(least, k[j]), most = std::max(most, k[j]);
+      if (n + m > 0 && uint64_t(most) - uint64_t(least) <= UINT32_MAX) {
+        const auto shift = [=](int64_t id) { return Id(uint32_t(uint64_t(id) - uint64_t(least))); };
+        std::transform(r, r + n, std::back_inserter(rows), shift);
+        std::transform(k, k + m, std::back_inserter(keys), shift);
+        return;
+      }
+      std::vector<int64_t> distinct(r, r + n);
+      distinct.insert(distinct.end(), k, k + m);
+      std::sort(distinct.begin(), distinct.end());
+      distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+      const auto rank = [&](int64_t id) {
+        return Id(std::lower_bound(distinct.begin(), distinct.end(), id) - distinct.begin());
+      };
+      std::transform(r, r + n, std::back_inserter(rows), rank);
+      std::transform(k, k + m, std::back_inserter(keys), rank);
+    }
+  }
+};
+
+struct Arguments {
+  const Tensor& queries;
+  const MaybeTensor& keys;
+  const Tensor& scale;
+  const MaybeTensor& bias;
+  const MaybeTensor& query_ids;
+  const MaybeTensor& key_ids;
+  bool columns;
+
+  int64_t n() const { return queries.size(0); }
+  int64_t m() const { return keys ? keys->size(0) : queries.size(0); }
+
+  void check_all() const {
+    const ScalarType dtype = queries.scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                    "queries must be float32 or float64");
+    STD_TORCH_CHECK(queries.dim() == 2, "queries must be (N, D)");
+    check(queries, "queries", dtype);
+    check(scale, "scale", dtype);
+    STD_TORCH_CHECK(scale.numel() == 1 || (keys && !columns && scale.numel() == n()),
+                    "scale must have 1 element, or N in the rows-only rectangular form");
+    if (keys) {
+      check(*keys, "keys", dtype);
+      STD_TORCH_CHECK(keys->dim() == 2 && keys->size(1) == queries.size(1), "keys must be (M, D)");
+    }
+    STD_TORCH_CHECK(n() > 0 && m() > 0 && queries.size(1) > 0, "queries and keys may not be empty");
+    STD_TORCH_CHECK(!columns || (keys && !bias), "columns need keys and no bias");
+    if (bias) {
+      check(*bias, "bias", dtype);
+      STD_TORCH_CHECK(keys && bias->numel() == m(), "bias must be (M), with keys");
+    }
+    if (query_ids) {
+      check(*query_ids, "query_ids", ScalarType::Long);
+      STD_TORCH_CHECK(query_ids->numel() == n(), "query_ids must be (N)");
+    }
+    STD_TORCH_CHECK(key_ids.has_value() == (query_ids.has_value() && keys.has_value()),
+                    "key_ids go with query_ids in the rectangular form");
+    if (key_ids) {
+      check(*key_ids, "key_ids", ScalarType::Long);
+      STD_TORCH_CHECK(key_ids->numel() == m(), "key_ids must be (M)");
+    }
+  }
+
+  template <class T>
+  void fill(SimilarityProblem<T>& p, const Ids<typename IdOf<T>::type>& ids,
+            TorchWorkspace& workspace) const {
+    p.rows = n();
+    p.keys = m();
+    p.features = queries.size(1);
+    p.q = data<T>(queries);
+    p.k = keys ? data<T>(*keys) : nullptr;
+    p.scale = data<T>(scale);
+    p.row_scale = scale.numel() > 1;
+    p.bias = bias ? data<T>(*bias) : nullptr;
+    p.row_ids = ids.given ? ids.rows.data() : nullptr;
+    p.key_ids = ids.given ? ids.keys.data() : nullptr;
+    p.columns = columns;
+    p.pool = torch_pool();
+    p.workspace = workspace;
+  }
+};
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements,
+                                           void (*kernel)(const SimilarityForward<T>&)) {
+  Tensor rows = empty({a.n()}, kDtype<T>), cols = empty({a.columns ? a.m() : 0}, kDtype<T>);
+  Tensor cache = empty({cache_elements}, kDtype<T>);
+  const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
+  TorchWorkspace workspace;
+  SimilarityForward<T> p;
+  a.fill(p, ids, workspace);
+  p.row_lse = mutable_data<T>(rows);
+  p.col_lse = mutable_data<T>(cols);
+  p.cache = a.keys ? nullptr : mutable_data<T>(cache);
+  p.cache_elements = cache_elements;
+  kernel(p);
+  return {rows, cols, cache};
+}
+
+struct Gradients {
+  bool queries, keys, scale, bias;
+};
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Tensor& drows,
+                                                    const Tensor& dcols, const Tensor& rows,
+                                                    const Tensor& cols, const Tensor& cache,
+                                                    Gradients need,
+                                                    void (*kernel)(const SimilarityBackward<T>&)) {
+  const int64_t d = a.queries.size(1);
+  // The gradient of the scale is read off that of the queries; in the symmetric form the queries
+  // are the keys.
+  const bool with_dq = need.queries || need.scale, with_dk = a.keys && need.keys;
+  Tensor nothing = empty({0}, kDtype<T>);
+  Tensor dq = with_dq ? zeros({a.n(), d}, kDtype<T>) : nothing;
+  Tensor dk = with_dk ? zeros({a.m(), d}, kDtype<T>) : nothing;
+  Tensor dscale = zeros({need.scale ? a.scale.numel() : 0}, kDtype<T>);
+  Tensor dbias = zeros({a.bias && need.bias ? a.m() : 0}, kDtype<T>);
+  const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
+  TorchWorkspace workspace;
+  SimilarityBackward<T> p;
+  a.fill(p, ids, workspace);
+  p.drows = data<T>(drows);
+  p.dcols = a.columns ? data<T>(dcols) : nullptr;
+  p.row_lse = data<T>(rows);
+  p.col_lse = a.columns ? data<T>(cols) : nullptr;
+  p.cache_elements = a.keys ? 0 : cache.numel();
+  p.cache = p.cache_elements ? data<T>(cache) : nullptr;
+  p.dq = mutable_data<T>(dq);
+  p.dk = mutable_data<T>(dk);
+  p.dscale = mutable_data<T>(dscale);
+  p.dbias = mutable_data<T>(dbias);
+  if (p.dq || p.dk || p.dbias) kernel(p);
+  return {need.queries ? dq : nothing, dk, dscale, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(Tensor queries, MaybeTensor keys,
+                                                            Tensor scale, MaybeTensor bias,
+                                                            MaybeTensor query_ids,
+                                                            MaybeTensor key_ids, bool columns,
+                                                            int64_t cache_elements, int64_t isa) {
+  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
+  a.check_all();
+  STD_TORCH_CHECK(cache_elements >= 0, "cache_elements must not be negative");
+  const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
+  return queries.scalar_type() == ScalarType::Float
+             ? forward<float>(a, cache_elements, kernels.forward_float)
+             : forward<double>(a, cache_elements, kernels.forward_double);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
+    Tensor drows, Tensor dcols, Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias,
+    MaybeTensor query_ids, MaybeTensor key_ids, Tensor rows, Tensor cols, Tensor cache,
+    bool columns, bool need_queries, bool need_keys, bool need_scale, bool need_bias, int64_t isa) {
+  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
+  a.check_all();
+  const ScalarType dtype = queries.scalar_type();
+  check(drows, "drows", dtype);
+  check(rows, "rows", dtype);
+  check(cache, "cache", dtype);
+  STD_TORCH_CHECK(drows.numel() == a.n() && rows.numel() == a.n(), "drows and rows must be (N)");
+  if (columns) {
+    check(dcols, "dcols", dtype);
+    check(cols, "cols", dtype);
+    STD_TORCH_CHECK(dcols.numel() == a.m() && cols.numel() == a.m(), "dcols and cols must be (M)");
+  }
+  const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
+  const Gradients need{need_queries, need_keys, need_scale, need_bias};
+  return dtype == ScalarType::Float
+             ? backward<float>(a, drows, dcols, rows, cols, cache, need, kernels.backward_float)
+             : backward<double>(a, drows, dcols, rows, cols, cache, need, kernels.backward_double);
+}
+
+}  // namespace
+}  // namespace sslfast
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
+  m.def(
+      "similarity_logsumexp_cpu(Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, "
+      "Tensor? query_ids, Tensor? key_ids, bool columns, int cache_elements, int isa) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "similarity_logsumexp_backward_cpu(Tensor drows, Tensor dcols, Tensor queries, Tensor? keys, "
+      "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, Tensor rows, Tensor cols, "
+      "Tensor cache, bool columns, bool need_queries, bool need_keys, bool need_scale, "
+      "bool need_bias, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(sslfast_native, CPU, m) {
+  m.impl("similarity_logsumexp_cpu", TORCH_BOX(&sslfast::similarity_logsumexp_cpu));
+  m.impl("similarity_logsumexp_backward_cpu",
+         TORCH_BOX(&sslfast::similarity_logsumexp_backward_cpu));
+}

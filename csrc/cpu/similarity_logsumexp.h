@@ -1,0 +1,67 @@
+// What the launcher hands to the kernels of similarity_logsumexp. Plain structs: this header is
+// shared by files of every instruction set.
+#pragma once
+
+#include <stdint.h>
+
+#include "sslfast/pool.h"
+
+namespace sslfast {
+
+template <class T>
+struct IdOf;
+template <>
+struct IdOf<float> {
+  using type = int32_t;
+};
+template <>
+struct IdOf<double> {
+  using type = int64_t;
+};
+
+template <class T>
+struct SimilarityProblem {
+  using Id = typename IdOf<T>::type;
+  int64_t rows, keys, features;  // N, M, D
+  const T* q;                    // (N, D)
+  const T* k;                    // (M, D); null: the symmetric form, keys are the queries
+  const T* scale;                // (1) or (N)
+  bool row_scale;
+  const T* bias;      // (M) or null
+  const Id* row_ids;  // (N) or null
+  const Id* key_ids;  // (M) or null
+  bool columns;
+  Pool pool;
+  Workspace workspace;
+};
+
+template <class T>
+struct SimilarityForward : SimilarityProblem<T> {
+  T* row_lse;  // (N)
+  T* col_lse;  // (M) or null
+  T* cache;    // exponentials for the backward pass, or null
+  int64_t cache_elements;
+};
+
+template <class T>
+struct SimilarityBackward : SimilarityProblem<T> {
+  const T* drows;    // (N)
+  const T* dcols;    // (M) or null
+  const T* row_lse;  // (N)
+  const T* col_lse;  // (M) or null
+  const T* cache;
+  int64_t cache_elements;
+  T* dq;      // (N, D), zeroed; null: not needed
+  T* dk;      // (M, D), zeroed
+  T* dscale;  // (1) or (N)
+  T* dbias;   // (M), zeroed
+};
+
+struct SimilarityKernels {
+  void (*forward_float)(const SimilarityForward<float>&);
+  void (*forward_double)(const SimilarityForward<double>&);
+  void (*backward_float)(const SimilarityBackward<float>&);
+  void (*backward_double)(const SimilarityBackward<double>&);
+};
+
+}  // namespace sslfast

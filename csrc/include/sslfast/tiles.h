@@ -1,0 +1,141 @@
+// Packed panels and the register tile: the two products that every similarity kernel is made of.
+#pragma once
+
+#include "sslfast/pool.h"
+#include "sslfast/vector.h"
+
+namespace sslfast::SSLFAST_ISA {
+
+SSLFAST_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// f(worker, task) for every task; which worker runs a task is left to a shared counter, so a task
+// must own what it writes, and then the result does not depend on the number of workers.
+template <class F>
+void for_each(const Pool& pool, int64_t tasks, const F& f) {
+  struct Shared {
+    const F* f;
+    int64_t tasks, next;
+  } shared{&f, tasks, 0};
+  if (pool.workers == 1 || tasks == 1) {
+    for (int64_t task = 0; task < tasks; ++task) f(0, task);
+    return;
+  }
+  const int workers = tasks < pool.workers ? int(tasks) : pool.workers;
+  pool.run(
+      workers,
+      [](void* data, int worker) {
+        Shared& s = *static_cast<Shared*>(data);
+        for (;;) {
+          const int64_t task = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED);
+          if (task >= s.tasks) return;
+          (*s.f)(worker, task);
+        }
+      },
+      &shared);
+}
+
+// x (rows, depth) -> panels of kPanel rows with depth outermost: out[panel][d][row], zero padded.
+// One copy serves both operands of q k^T: a register tile broadcasts from it and loads from it.
+template <class T>
+void pack_rows(const Pool& pool, const T* x, int64_t rows, int64_t depth, T* out) {
+  constexpr int P = kPanel<T>;
+  for_each(pool, (rows + P - 1) / P, [=](int, int64_t panel) {
+    T* to = out + panel * P * depth;
+    for (int r = 0; r < P; ++r) {
+      const int64_t row = panel * P + r;
+      if (row < rows)
+        for (int64_t d = 0; d < depth; ++d) to[d * P + r] = x[row * depth + d];
+      else
+        for (int64_t d = 0; d < depth; ++d) to[d * P + r] = T(0);
+    }
+  });
+}
+
+// x (rows, depth) -> panels of kPanel features: out[panel][row][feature], zero padded, each row
+// multiplied by weight[row] where weight is given.
+template <class T>
+void pack_features(const Pool& pool, const T* x, const T* weight, int64_t rows, int64_t depth,
+                   T* out) {
+  constexpr int P = kPanel<T>;
+  constexpr int64_t kRowsPerTask = 64;
+  for_each(pool, (rows + kRowsPerTask - 1) / kRowsPerTask, [=](int, int64_t task) {
+    const int64_t first = task * kRowsPerTask;
+    const int64_t last = first + kRowsPerTask < rows ? first + kRowsPerTask : rows;
+    for (int64_t panel = 0; panel * P < depth; ++panel)
+      for (int64_t row = first; row < last; ++row) {
+        const T w = weight ? weight[row] : T(1);
+        T* to = out + (panel * rows + row) * P;
+        const T* from = x + row * depth + panel * P;
+        const int64_t width = depth - panel * P < P ? depth - panel * P : P;
+        for (int64_t d = 0; d < width; ++d) to[d] = w * from[d];
+        for (int64_t d = width; d < P; ++d) to[d] = T(0);
+      }
+  });
+}
+
+template <class T>
+struct RegisterTile {
+  Vec<T> acc[kTileRows][kTileVectors];  // (kTileRows, kPanel)
+};
+
+// acc = sum_k a(r, k) b(k, :), where a(r, k) = a[r * row_stride + k * depth_stride] and
+// b(k, :) = b[k * kPanel ...]. One of the two strides of a is 1.
+template <class T>
+SSLFAST_INLINE RegisterTile<T> multiply(const T* a, int64_t row_stride, int64_t depth_stride,
+                                        const T* b, int64_t depth) {
+  RegisterTile<T> t{};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> bk[kTileVectors];
+    SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) bk[v] = load(b + v * kLanes<T>);
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) {
+      const Vec<T> ar = broadcast(a[r * row_stride]);
+      SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) t.acc[r][v] += ar * bk[v];
+    }
+    a += depth_stride;
+    b += kPanel<T>;
+  }
+  return t;
+}
+
+// c (rows, columns) += tile, c being a corner of a row-major matrix.
+template <class T>
+SSLFAST_INLINE void add_to(const RegisterTile<T>& t, T* c, int64_t stride, int64_t rows,
+                           int64_t columns) {
+  if (rows >= kTileRows && columns >= kPanel<T>) {
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) {
+      T* to = c + r * stride + v * kLanes<T>;
+      store(to, load(to) + t.acc[r][v]);
+    }
+    return;
+  }
+  T spill[kTileRows * kPanel<T>];
+  SSLFAST_UNROLL
+  for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+  for (int v = 0; v < kTileVectors; ++v) store(spill + r * kPanel<T> + v * kLanes<T>, t.acc[r][v]);
+  for (int64_t r = 0; r < rows && r < kTileRows; ++r)
+    for (int64_t d = 0; d < columns && d < kPanel<T>; ++d)
+      c[r * stride + d] += spill[r * kPanel<T> + d];
+}
+
+// out (rows, features) += a (rows, depth) x, where x lies packed by pack_features with
+// packed_rows rows and its first `depth` rows are used; strides of a as in multiply.
+template <class T>
+void add_product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth,
+                 const T* x, int64_t packed_rows, int64_t features, T* out) {
+  constexpr int P = kPanel<T>;
+  for (int64_t d = 0; d < features; d += P) {
+    const T* panel = x + d * packed_rows;
+    for (int64_t r = 0; r < rows; r += kTileRows)
+      add_to(multiply(a + r * row_stride, row_stride, depth_stride, panel, depth),
+             out + r * features + d, features, rows - r, features - d);
+  }
+}
+
+}  // namespace sslfast::SSLFAST_ISA
