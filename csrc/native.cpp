@@ -16,8 +16,6 @@
 #include "cpu/peak.h"
 #include "sslfast/isa.h"
 
-SSLFAST_DECLARE_KERNELS(PeakKernels, peak_kernels)
-
 namespace py = pybind11;
 
 namespace {
@@ -70,7 +68,7 @@ double fma_peak(const std::string& isa, const std::string& dtype, double seconds
     throw py::value_error("seconds must lie in (0, 60], got " + std::to_string(seconds));
   if (threads < 1 || threads > 4096)
     throw py::value_error("threads must lie in [1, 4096], got " + std::to_string(threads));
-  const sslfast::PeakKernels& kernels = peak_kernels_for(isa_number(isa));
+  const sslfast::PeakKernels& kernels = sslfast::find_peak_kernels(isa_number(isa));
   const auto loop = dtype == "float32" ? kernels.fma_float : kernels.fma_double;
   std::vector<double> rates(threads), sums(threads);
   const auto measure = [&](int thread) {
@@ -92,17 +90,17 @@ double fma_peak(const std::string& isa, const std::string& dtype, double seconds
   return total;
 }
 
-std::vector<double> exp2_hook(const std::string& isa, const std::string& dtype,
-                              const std::vector<double>& x) {
-  const sslfast::PeakKernels& kernels = peak_kernels_for(isa_number(isa));
+std::vector<double> exp_hook(const std::string& isa, const std::string& dtype,
+                             const std::vector<double>& x) {
+  const sslfast::PeakKernels& kernels = sslfast::find_peak_kernels(isa_number(isa));
   std::vector<double> out(x.size());
   if (dtype == "float64") {
-    kernels.exp2_double(x.data(), out.data(), int64_t(x.size()));
+    kernels.exp_double(x.data(), out.data(), int64_t(x.size()));
     return out;
   }
   const std::vector<float> narrow(x.begin(), x.end());
   std::vector<float> result(x.size());
-  kernels.exp2_float(narrow.data(), result.data(), int64_t(x.size()));
+  kernels.exp_float(narrow.data(), result.data(), int64_t(x.size()));
   return {result.begin(), result.end()};
 }
 
@@ -117,5 +115,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("distinct_threads", distinct_threads, py::call_guard<py::gil_scoped_release>());
   m.def("fma_peak", fma_peak, py::arg("isa"), py::arg("dtype") = "float32",
         py::arg("seconds") = 0.5, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>());
-  m.def("exp2", exp2_hook, py::arg("isa"), py::arg("dtype"), py::arg("x"));
+  m.def("exp", exp_hook, py::arg("isa"), py::arg("dtype"), py::arg("x"));
 }

@@ -5,29 +5,6 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-constexpr int64_t kRowsPerTask = 64;
-
-template <class F>
-void for_each_row(const Pool& pool, int64_t rows, const F& f) {
-  for_each(pool, (rows + kRowsPerTask - 1) / kRowsPerTask, [&](int, int64_t task) {
-    const int64_t last = (task + 1) * kRowsPerTask;
-    for (int64_t i = task * kRowsPerTask; i < last && i < rows; ++i) f(i);
-  });
-}
-
-// Four accumulators hide the latency of the multiply-add.
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-  constexpr int L = kLanes<T>;
-  Vec<T> acc[4] = {};
-  int64_t d = 0;
-  for (; d + 4 * L <= n; d += 4 * L) SSLFAST_UNROLL
-  for (int u = 0; u < 4; ++u) acc[u] += load(a + d + u * L) * load(b + d + u * L);
-  T total = sum<T>((acc[0] + acc[1]) + (acc[2] + acc[3]));
-  for (; d < n; ++d) total += a[d] * b[d];
-  return total;
-}
-
 template <class T>
 void normalize_forward(const Normalize<T>& p) {
   for_each_row(p.pool, p.rows, [&](int64_t i) {

@@ -9,9 +9,12 @@ struct PeakKernels {
   // number that depends on all of them.
   double (*fma_float)(int64_t rounds, double* checksum);
   double (*fma_double)(int64_t rounds, double* checksum);
-  // out[i] = 2^x[i], for the tests of the vector mathematics.
-  void (*exp2_float)(const float* x, float* out, int64_t n);
-  void (*exp2_double)(const double* x, double* out, int64_t n);
+  // out[i] = exp(x[i]), for the tests of the vector mathematics.
+  void (*exp_float)(const float* x, float* out, int64_t n);
+  void (*exp_double)(const double* x, double* out, int64_t n);
 };
+
+// Those of one instruction set; throws where this processor cannot run it.
+const PeakKernels& find_peak_kernels(int isa);
 
 }  // namespace sslfast

@@ -22,12 +22,12 @@ double fma_loop(int64_t rounds, double* checksum) {
 }
 
 template <class T>
-void exp2_each(const T* x, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = exp2<T>(broadcast(x[i]))[0];
+void exp_each(const T* x, T* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = exp<T>(broadcast(x[i]))[0];
 }
 
 extern const PeakKernels peak_kernels;
-const PeakKernels peak_kernels = {fma_loop<float>, fma_loop<double>, exp2_each<float>,
-                                  exp2_each<double>};
+const PeakKernels peak_kernels = {fma_loop<float>, fma_loop<double>, exp_each<float>,
+                                  exp_each<double>};
 
 }  // namespace sslfast::SSLFAST_ISA

@@ -18,7 +18,7 @@ enum class Exponentials {
 template <class T>
 struct Weights {
   T *row, *key;
-  T* key_shift;  // -col_j log2(e); kSplit
+  T* key_shift;  // -col_j; kSplit
 };
 
 template <class T, bool kIds, Exponentials kMode>
@@ -32,13 +32,12 @@ void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>&
       SSLFAST_UNROLL
       for (int v = 0; v < kTileVectors; ++v) {
         const int64_t key = j0 + j + v * kLanes<T>;
-        const Vec<T> x = s.acc[r][v] * o.slope[row];
-        Vec<T> y =
-            exp2<T>(s.acc[r][v] * o.slope[row] + o.row_offset[row] + load(o.key_offset + key));
+        const Vec<T> x = logits(o, row, s.acc[r][v]);
+        Vec<T> y = exp<T>(x + load(o.key_offset + key) + o.row_offset[row]);
         if constexpr (kMode == Exponentials::kRows) y = y * w.row[row];
         if constexpr (kMode == Exponentials::kShared) y = y * (load(w.key + key) + w.row[row]);
         if constexpr (kMode == Exponentials::kSplit)
-          y = y * w.row[row] + load(w.key + key) * exp2<T>(x + load(w.key_shift + key));
+          y = y * w.row[row] + load(w.key + key) * exp<T>(x + load(w.key_shift + key));
         // Last, since an excluded pair may exceed the sum that it is not part of.
         if constexpr (kIds) y = zero_where<T>(excluded(o, row, key), y);
         store(g + (i + r) * stride + j + v * kLanes<T>, y);
@@ -70,55 +69,42 @@ class BackwardPass {
     weights_.row = filled<T>(w, padded_rows_, T(0));
     const bool own_keys = columns_ && !tiling_.symmetric();
     weights_.key = own_keys ? filled<T>(w, padded_keys_, T(0)) : weights_.row;
-    if (p.bias)
-      for (int64_t j = 0; j < p.keys; ++j) all.key_offset[j] = T(p.bias[j] * kLog2E);
     choose_exponentials();
-    // dq needs the keys, dk the scaled queries, with features innermost.
-    const int64_t width = round_up(p.features, kPanel<T>);
-    if (p.dk || tiling_.symmetric()) {
-      T* panels = w.take<T>(p.rows * width);
-      T* weight = nullptr;
-      if (!tiling_.symmetric()) {
-        weight = w.take<T>(p.rows);
-        for (int64_t i = 0; i < p.rows; ++i) weight[i] = p.scale[p.row_scale ? i : 0];
-      }
-      pack_features(p.pool, p.q, weight, p.rows, p.features, panels);
-      q_features_ = panels;
-    }
-    if (p.dq && !tiling_.symmetric()) k_features_ = w.take<T>(tiling_.strip_keys() * width);
+    // dq is a product with the keys, dk one with the queries: each times its own scale, or all
+    // times the common one at the end.
+    if (p.dk || tiling_.symmetric()) q_ = readable(p, p.q, p.rows, p.row_scale ? p.scale : nullptr);
+    if (p.dq && !tiling_.symmetric()) k_ = readable<T>(p, p.k, p.keys, nullptr);
   }
 
   void run() {
     const ScratchPool<T> scratch(p_, tiling_.all(), true);
     const Blocks& blocks = tiling_.all().row_blocks;
-    const int64_t area = blocks.size * blocks.size;
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
       const Operands<T> o = tiling_.strip(first);
-      if (k_features_)
-        pack_features<T>(p_.pool, p_.k + first * p_.features, nullptr, o.keys, p_.features,
-                         k_features_);
       const auto pair = [&](int worker, int64_t I, int64_t J) {
         T* g = scratch.of(worker).tile;
         compute(o, first, I, J, g);
-        if (p_.dq) add_queries(o, I, J, g);
+        if (p_.dq) add_queries(o, first, I, J, g);
         if (p_.dk) add_keys(o, first, I, J, g);
         if (p_.dbias) add_bias(o, first, I, J, g);
       };
       if (tiling_.symmetric())
-        visit_symmetric(p_.pool, blocks.count, [&](int worker, int64_t I, int64_t J, int64_t n) {
+        visit_symmetric(p_.pool, p_.workspace, blocks.count, [&](int worker, int64_t I, int64_t J) {
           T* g = scratch.of(worker).tile;
-          if (n < cached_)
-            gradient_tile_from_cache(o, I, J, weights_, p_.cache + kCacheHeader + n * area, g);
+          if (cache_)
+            gradient_tile_from_cache(o, I, J, weights_, cache_ + Cache<const T>::tile(blocks, I, J),
+                                     g);
           else
             compute(o, 0, I, J, g);
           add_symmetric(o, I, J, g);
         });
       else if (p_.dk || p_.dbias)
-        visit_two_way(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
+        visit_two_way(p_.pool, p_.workspace, o.row_blocks.count, o.key_blocks.count, pair);
       else
         visit_rows(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
     }
     if (p_.dq) finish_queries();
+    if (p_.dk && !p_.row_scale) scale_keys();
   }
 
  private:
@@ -141,13 +127,13 @@ class BackwardPass {
     if (least > most) least = most = 0;
 
     double shift = least;
-    if (p_.cache_elements && p_.cache[0] == p_.cache[0]) {
-      cached_ = cached_tiles(p_.cache_elements, all.row_blocks);
-      shift = p_.cache[0] * kLn2;
-    }
-    mode_ = !columns_                             ? Exponentials::kRows
-            : cached_ || most - least <= kHead<T> ? Exponentials::kShared
-                                                  : Exponentials::kSplit;
+    if (tiling_.symmetric())
+      cache_ = Cache<const T>::find(p_.cache, p_.cache_elements, all.row_blocks);
+    if (cache_ && cache_[0] != cache_[0]) cache_ = nullptr;
+    if (cache_) shift = cache_[0];
+    mode_ = !columns_                            ? Exponentials::kRows
+            : cache_ || most - least <= kHead<T> ? Exponentials::kShared
+                                                 : Exponentials::kSplit;
     const auto weigh = [&](const T* lse, const T* gradient, int64_t n, T* weight) {
       for (int64_t i = 0; i < n; ++i) {
         const double factor = mode_ == Exponentials::kShared ? __builtin_exp(shift - lse[i]) : 1;
@@ -158,14 +144,14 @@ class BackwardPass {
     if (own_columns) weigh(p_.col_lse, p_.dcols, p_.keys, weights_.key);
     for (int64_t i = 0; i < p_.rows; ++i) {
       const double lse = mode_ == Exponentials::kShared ? shift : double(p_.row_lse[i]);
-      all.row_offset[i] = empty(p_.row_lse[i]) ? T(0) : T(-lse * kLog2E);
+      all.row_offset[i] = empty(p_.row_lse[i]) ? T(0) : T(-lse);
     }
     if (mode_ != Exponentials::kSplit) return;
     weights_.key_shift = all.row_offset;
     if (!own_columns) return;
     weights_.key_shift = filled<T>(p_.workspace, padded_keys_, T(0));
     for (int64_t j = 0; j < p_.keys; ++j)
-      weights_.key_shift[j] = empty(p_.col_lse[j]) ? T(0) : T(-p_.col_lse[j] * kLog2E);
+      weights_.key_shift[j] = empty(p_.col_lse[j]) ? T(0) : -p_.col_lse[j];
   }
 
   void compute(const Operands<T>& o, int64_t first, int64_t I, int64_t J, T* g) const {
@@ -185,29 +171,26 @@ class BackwardPass {
   }
 
   // dq_I += G k_J, without the scale.
-  void add_queries(const Operands<T>& o, int64_t I, int64_t J, const T* g) const {
-    const T* k = k_features_ + o.key_blocks.first(J) * kPanel<T>;
+  void add_queries(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
     add_product(g, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
-                o.key_blocks.width(J, o.keys), k, o.keys, o.features,
-                p_.dq + o.row_blocks.first(I) * o.features);
+                o.key_blocks.width(J, o.keys), k_.row(first + o.key_blocks.first(J)), k_.stride,
+                o.features, p_.dq + o.row_blocks.first(I) * o.features);
   }
 
-  // dk_J += G^T (scale q)_I.
+  // dk_J += G^T q_I, without a common scale.
   void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
-    const T* q = q_features_ + o.row_blocks.first(I) * kPanel<T>;
     add_product(g, 1, o.key_blocks.size, o.key_blocks.width(J, o.keys),
-                o.row_blocks.width(I, o.rows), q, o.rows, o.features,
+                o.row_blocks.width(I, o.rows), q_.row(o.row_blocks.first(I)), q_.stride, o.features,
                 p_.dk + (first + o.key_blocks.first(J)) * o.features);
   }
 
   void add_symmetric(const Operands<T>& o, int64_t I, int64_t J, const T* g) const {
     const int64_t i0 = o.row_blocks.first(I), j0 = o.row_blocks.first(J);
     const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.row_blocks.width(J, o.rows);
-    const T* z = q_features_;
-    add_product(g, o.key_blocks.size, 1, rows, keys, z + j0 * kPanel<T>, o.rows, o.features,
+    add_product(g, o.key_blocks.size, 1, rows, keys, q_.row(j0), q_.stride, o.features,
                 p_.dq + i0 * o.features);
     if (I != J)
-      add_product(g, 1, o.key_blocks.size, keys, rows, z + i0 * kPanel<T>, o.rows, o.features,
+      add_product(g, 1, o.key_blocks.size, keys, rows, q_.row(i0), q_.stride, o.features,
                   p_.dq + j0 * o.features);
   }
 
@@ -222,18 +205,15 @@ class BackwardPass {
   // counts every pair from both sides.
   void finish_queries() {
     double* dots = p_.workspace.template take<double>(p_.rows);
-    for_each(p_.pool, (p_.rows + 255) / 256, [&](int, int64_t task) {
-      const int64_t last = (task + 1) * 256 < p_.rows ? (task + 1) * 256 : p_.rows;
-      for (int64_t i = task * 256; i < last; ++i) {
-        const T* q = p_.q + i * p_.features;
-        T* dq = p_.dq + i * p_.features;
-        const T scale = p_.scale[p_.row_scale ? i : 0];
-        double dot = 0;
-        if (p_.dscale)
-          for (int64_t d = 0; d < p_.features; ++d) dot += double(q[d]) * dq[d];
-        dots[i] = dot;
-        for (int64_t d = 0; d < p_.features; ++d) dq[d] *= scale;
-      }
+    for_each_row(p_.pool, p_.rows, [&](int64_t i) {
+      const T* q = p_.q + i * p_.features;
+      T* dq = p_.dq + i * p_.features;
+      const T scale = p_.scale[p_.row_scale ? i : 0];
+      double dot = 0;
+      if (p_.dscale)
+        for (int64_t d = 0; d < p_.features; ++d) dot += double(q[d]) * dq[d];
+      dots[i] = dot;
+      for (int64_t d = 0; d < p_.features; ++d) dq[d] *= scale;
     });
     if (!p_.dscale) return;
     double total = 0;
@@ -244,14 +224,20 @@ class BackwardPass {
     if (!p_.row_scale) p_.dscale[0] = T(tiling_.symmetric() ? total / 2 : total);
   }
 
+  void scale_keys() {
+    for_each_row(p_.pool, p_.keys, [&](int64_t j) {
+      for (int64_t d = 0; d < p_.features; ++d) p_.dk[j * p_.features + d] *= p_.scale[0];
+    });
+  }
+
   const SimilarityBackward<T>& p_;
   Tiling<T> tiling_;
   bool columns_;
   Exponentials mode_ = Exponentials::kRows;
-  int64_t cached_ = 0, padded_rows_, padded_keys_;
+  const T* cache_ = nullptr;
+  int64_t padded_rows_, padded_keys_;
   Weights<T> weights_{};
-  const T* q_features_ = nullptr;
-  T* k_features_ = nullptr;
+  Features<T> q_{}, k_{};
 };
 
 }  // namespace sslfast::SSLFAST_ISA

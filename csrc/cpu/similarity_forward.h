@@ -5,7 +5,7 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-// Running sums of 2^(x - shift), in double; the shift is common or, when tracked, per row and key.
+// Running sums of exp(x - shift), in double; the shift is common or, when tracked, per row and key.
 struct Sums {
   double *row, *col;  // col is `row` in the symmetric form, null where columns are not asked for
 };
@@ -34,7 +34,7 @@ void sum_tile(const Operands<T>& o, int64_t I, int64_t J, bool columns, const Sc
       Vec<T> total = load(row_acc);
       SSLFAST_UNROLL
       for (int v = 0; v < kTileVectors; ++v) {
-        Vec<T> e = exp2<T>(s.acc[r][v] * o.slope[row] + o.row_offset[row] + offset[v]);
+        Vec<T> e = exp<T>(logits(o, row, s.acc[r][v]) + offset[v] + o.row_offset[row]);
         if constexpr (kIds) e = zero_where<T>(excluded(o, row, j0 + j + v * kLanes<T>), e);
         total += e;
         key_acc[v] += e;
@@ -59,7 +59,7 @@ struct Tracked {
   // Raises the maximum to at least `tile_max`; returns it (0 where there is no term yet).
   double raise(int64_t n, double tile_max) const {
     if (tile_max > max[n]) {
-      sum[n] *= __builtin_exp2(max[n] - tile_max);
+      sum[n] *= __builtin_exp(max[n] - tile_max);
       max[n] = tile_max;
     }
     return max[n] == -__builtin_inf() ? 0 : max[n];
@@ -79,7 +79,7 @@ void exponent_tile(const Operands<T>& o, int64_t I, int64_t J, T* tile) {
       SSLFAST_UNROLL
       for (int v = 0; v < kTileVectors; ++v) {
         const int64_t key = j0 + j + v * kLanes<T>;
-        Vec<T> x = s.acc[r][v] * o.slope[row] + o.row_offset[row] + load(o.key_offset + key);
+        Vec<T> x = logits(o, row, s.acc[r][v]) + load(o.key_offset + key) + o.row_offset[row];
         if constexpr (kIds) x = excluded(o, row, key) ? nothing : x;
         store(tile + (i + r) * stride + j + v * kLanes<T>, x);
       }
@@ -95,7 +95,7 @@ void track_rows(const T* tile, int64_t stride, int64_t rows, int64_t width, cons
     for (int64_t j = kLanes<T>; j < width; j += kLanes<T>) m = max<T>(m, load(x + j));
     const T shift = T(to.raise(i, largest<T>(m)));
     Vec<T> total{};
-    for (int64_t j = 0; j < width; j += kLanes<T>) total += exp2<T>(load(x + j) - shift);
+    for (int64_t j = 0; j < width; j += kLanes<T>) total += exp<T>(load(x + j) - shift);
     to.sum[i] += sum<T>(total);
   }
 }
@@ -110,7 +110,7 @@ void track_keys(const T* tile, int64_t stride, int64_t rows, int64_t keys, const
     T shift[kLanes<T>] = {}, added[kLanes<T>];
     for (int64_t l = 0; l < lanes; ++l) shift[l] = T(to.raise(j + l, m[l]));
     Vec<T> total{};
-    for (int64_t i = 0; i < rows; ++i) total += exp2<T>(load(x + i * stride) - load(shift));
+    for (int64_t i = 0; i < rows; ++i) total += exp<T>(load(x + i * stride) - load(shift));
     store(added, total);
     for (int64_t l = 0; l < lanes; ++l) to.sum[j + l] += added[l];
   }
@@ -119,33 +119,22 @@ void track_keys(const T* tile, int64_t stride, int64_t rows, int64_t keys, const
 // max_i |scale_i| |q_i| max_j |k_j| + max_j bias_j, an upper bound of every exponent (natural).
 template <class T>
 double exponent_bound(const SimilarityProblem<T>& p) {
-  const auto longest = [&](const T* x, int64_t n, bool scaled) {
-    double* norms = p.workspace.template take<double>(n);
-    constexpr int64_t kRows = 256;
-    for_each(p.pool, (n + kRows - 1) / kRows, [&](int, int64_t task) {
-      const int64_t last = (task + 1) * kRows < n ? (task + 1) * kRows : n;
-      for (int64_t i = task * kRows; i < last; ++i) {
-        Vec<T> squares{};
-        const T* row = x + i * p.features;
-        int64_t d = 0;
-        for (; d + kLanes<T> <= p.features; d += kLanes<T>)
-          squares += load(row + d) * load(row + d);
-        double total = sum<T>(squares);
-        for (; d < p.features; ++d) total += double(row[d]) * row[d];
-        norms[i] =
-            __builtin_sqrt(total) * (scaled ? __builtin_fabs(p.scale[p.row_scale ? i : 0]) : 1);
-      }
+  const auto longest = [&](const T* x, int64_t n) {
+    double* squares = p.workspace.template take<double>(n);
+    for_each_row(p.pool, n, [&](int64_t i) {
+      const T* row = x + i * p.features;
+      squares[i] = dot(row, row, p.features);
     });
-    double m = 0;
-    for (int64_t i = 0; i < n; ++i) m = norms[i] <= m ? m : norms[i];  // NaN wins
-    return m;
+    double most = 0;
+    for (int64_t i = 0; i < n; ++i) most = squares[i] <= most ? most : squares[i];
+    return __builtin_sqrt(most);
   };
-  const double q = longest(p.q, p.rows, false), k = p.k ? longest(p.k, p.keys, false) : q;
-  double slope = 0, bias = p.bias ? p.bias[0] : 0;
+  const double q = longest(p.q, p.rows), k = p.k ? longest(p.k, p.keys) : q;
+  double scale = 0, bias = p.bias ? p.bias[0] : 0;
   for (int64_t i = 0; i < (p.row_scale ? p.rows : 1); ++i)
-    slope = __builtin_fabs(p.scale[i]) <= slope ? slope : __builtin_fabs(p.scale[i]);
+    scale = __builtin_fabs(p.scale[i]) <= scale ? scale : __builtin_fabs(p.scale[i]);
   for (int64_t j = 1; p.bias && j < p.keys; ++j) bias = p.bias[j] > bias ? p.bias[j] : bias;
-  return slope * q * k + bias;
+  return scale * q * k + bias;
 }
 
 template <class T>
@@ -155,22 +144,22 @@ class ForwardPass {
       : p_(p), tiling_(p), columns_(p.columns || tiling_.symmetric()) {
     const Workspace& w = p.workspace;
     row_sum_ = w.take<double>(p.rows);
+    if (tiling_.symmetric())
+      cache_ = Cache<T>::find(p.cache, p.cache_elements, tiling_.all().row_blocks);
     col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
-    if (p.bias)
-      for (int64_t j = 0; j < p.keys; ++j) tiling_.all().key_offset[j] = T(p.bias[j] * kLog2E);
   }
 
   void run() {
     const double bound = exponent_bound(p_);
-    if (p_.cache) p_.cache[0] = T(__builtin_nan(""));
+    if (cache_) cache_[0] = T(__builtin_nan(""));
     // Above this reach a row may well have no term within range of the shift: do not try.
     if (bound <= 2.2 * kHead<T>) {
-      const double shift = bound > kHead<T> ? (bound - kHead<T>)*kLog2E : 0;
-      p_.row_ids ? fixed<true>(T(shift)) : fixed<false>(T(shift));
+      const T shift = T(bound > kHead<T> ? bound - kHead<T> : 0);
+      p_.row_ids ? fixed<true>(shift) : fixed<false>(shift);
       if (sums_in_range()) {
-        if (p_.cache) p_.cache[0] = T(shift);
-        return finish([&](int64_t) { return double(T(shift)); },
-                      [&](int64_t) { return double(T(shift)); });
+        if (cache_) cache_[0] = shift;
+        const auto common = [=](int64_t) { return double(shift); };
+        return finish(common, common);
       }
     }
     row_max_ = filled<double>(p_.workspace, p_.rows, -__builtin_inf());
@@ -182,19 +171,16 @@ class ForwardPass {
   }
 
  private:
-  // tile(worker, strip operands, first key of the strip, I, J, index in the symmetric order)
+  // tile(worker, operands of the strip, first key of the strip, I, J)
   template <class F>
   void visit(const F& tile) {
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
       const Operands<T> o = tiling_.strip(first);
-      const auto pair = [&](int worker, int64_t I, int64_t J) { tile(worker, o, first, I, J, 0); };
+      const auto pair = [&](int worker, int64_t I, int64_t J) { tile(worker, o, first, I, J); };
       if (tiling_.symmetric())
-        visit_symmetric(p_.pool, o.row_blocks.count,
-                        [&](int worker, int64_t I, int64_t J, int64_t index) {
-                          tile(worker, o, first, I, J, index);
-                        });
+        visit_symmetric(p_.pool, p_.workspace, o.row_blocks.count, pair);
       else if (columns_)
-        visit_two_way(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
+        visit_two_way(p_.pool, p_.workspace, o.row_blocks.count, o.key_blocks.count, pair);
       else
         visit_rows(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
     }
@@ -214,10 +200,8 @@ class ForwardPass {
     for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
       all.key_offset[j] = T(-__builtin_inf());
     const ScratchPool<T> scratch(p_, all, false);
-    const int64_t kept = p_.cache ? cached_tiles(p_.cache_elements, all.row_blocks) : 0;
-    const int64_t area = all.row_blocks.size * all.row_blocks.size;
-    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J, int64_t n) {
-      T* keep = n < kept ? p_.cache + kCacheHeader + n * area : nullptr;
+    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
+      T* keep = cache_ ? cache_ + Cache<T>::tile(o.row_blocks, I, J) : nullptr;
       const bool off_diagonal = !tiling_.symmetric() || I != J;
       sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, scratch.of(worker),
                         {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
@@ -244,7 +228,7 @@ class ForwardPass {
     for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
       all.key_offset[j] = T(-__builtin_inf());
     const ScratchPool<T> scratch(p_, all, true);
-    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J, int64_t) {
+    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
       T* tile = scratch.of(worker).tile;
       exponent_tile<T, kIds>(o, I, J, tile);
       const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
@@ -261,7 +245,7 @@ class ForwardPass {
   void finish(const R& row_shift, const C& col_shift) {
     const auto lse = [](double shift, double total) {
       if (shift == __builtin_inf() || total == 0) return T(total == 0 ? -__builtin_inf() : shift);
-      return T(shift * kLn2 + __builtin_log(total));
+      return T(shift + __builtin_log(total));
     };
     for (int64_t i = 0; i < p_.rows; ++i) p_.row_lse[i] = lse(row_shift(i), row_sum_[i]);
     if (p_.columns)
@@ -271,6 +255,7 @@ class ForwardPass {
   const SimilarityForward<T>& p_;
   Tiling<T> tiling_;
   bool columns_;
+  T* cache_ = nullptr;
   double *row_sum_, *col_sum_, *row_max_ = nullptr, *col_max_ = nullptr;
 };
 

@@ -146,9 +146,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   // The gradient of the scale is read off that of the queries; in the symmetric form the queries
   // are the keys.
   const bool with_dq = need.queries || need.scale, with_dk = a.keys && need.keys;
-  Tensor nothing = empty({0}, kDtype<T>);
-  Tensor dq = with_dq ? zeros({a.n(), d}, kDtype<T>) : nothing;
-  Tensor dk = with_dk ? zeros({a.m(), d}, kDtype<T>) : nothing;
+  // Each output has storage of its own: outputs of an op may not alias.
+  const auto gradient = [&](bool wanted, int64_t rows) {
+    return wanted ? zeros({rows, d}, kDtype<T>) : empty({0}, kDtype<T>);
+  };
+  Tensor dq = gradient(with_dq, a.n()), dk = gradient(with_dk, a.m());
   Tensor dscale = zeros({need.scale ? a.scale.numel() : 0}, kDtype<T>);
   Tensor dbias = zeros({a.bias && need.bias ? a.m() : 0}, kDtype<T>);
   const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
@@ -166,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dscale = mutable_data<T>(dscale);
   p.dbias = mutable_data<T>(dbias);
   if (p.dq || p.dk || p.dbias) kernel(p);
-  return {need.queries ? dq : nothing, dk, dscale, dbias};
+  return {need.queries ? dq : empty({0}, kDtype<T>), dk, dscale, dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(Tensor queries, MaybeTensor keys,

@@ -6,8 +6,6 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
-
 // The range of the fixed shift: exponentials reach e^kHead above the shift, and a sum below
 // M 2^kTiny may have lost terms to underflow (each lost term is below the smallest normal number,
 // so above it what is lost is less than the rounding of the sum).
@@ -32,6 +30,28 @@ To* padded(const Workspace& w, const From* from, int64_t count, int64_t size, To
   return p;
 }
 
+// x (rows, features) as add_product reads it: itself where whole panels of features fit, else a
+// copy with rows padded to them; also a copy where each row is to be multiplied by weight[row].
+template <class T>
+struct Features {
+  const T* data;
+  int64_t stride;
+
+  const T* row(int64_t i) const { return data + i * stride; }
+};
+template <class T>
+Features<T> readable(const SimilarityProblem<T>& p, const T* x, int64_t rows, const T* weight) {
+  const int64_t width = round_up(p.features, kPanel<T>);
+  if (width == p.features && !weight) return {x, width};
+  T* copy = p.workspace.template take<T>(rows * width);
+  for_each_row(p.pool, rows, [=, features = p.features](int64_t i) {
+    const T w = weight ? weight[i] : T(1);
+    for (int64_t d = 0; d < features; ++d) copy[i * width + d] = w * x[i * features + d];
+    for (int64_t d = features; d < width; ++d) copy[i * width + d] = T(0);
+  });
+  return {copy, width};
+}
+
 template <class T>
 int64_t panels_size(int64_t rows, int64_t features) {
   return round_up(rows, kPanel<T>) * features;
@@ -50,12 +70,12 @@ class Tiling {
     const Workspace& w = p.workspace;
     const int64_t padded_rows = all_.row_blocks.size * all_.row_blocks.count;
     const int64_t padded_keys = all_.key_blocks.size * all_.key_blocks.count;
-    T* slope = w.take<T>(padded_rows);
-    for (int64_t i = 0; i < padded_rows; ++i)
-      slope[i] = i < p.rows ? T(p.scale[p.row_scale ? i : 0] * kLog2E) : T(0);
-    all_.slope = slope;
+    T* scale = filled<T>(w, padded_rows, T(0));
+    for (int64_t i = 0; i < p.rows; ++i) scale[i] = p.scale[p.row_scale ? i : 0];
+    all_.scale = scale;
     all_.row_offset = filled<T>(w, padded_rows, T(0));
     all_.key_offset = filled<T>(w, padded_keys, T(0));
+    for (int64_t j = 0; p.bias && j < p.keys; ++j) all_.key_offset[j] = p.bias[j];
     if (p.row_ids) {
       all_.row_ids = padded<Int<T>>(w, p.row_ids, p.rows, padded_rows, Int<T>(0));
       all_.key_ids =
@@ -122,11 +142,22 @@ class ScratchPool {
   T* memory_;
 };
 
-// The tiles of the symmetric form whose exponentials a cache holds: the first ones in visiting
-// order. Element 0 of the cache is the shift they were computed with, NaN if they are not valid.
-constexpr int64_t kCacheHeader = 16;
-inline int64_t cached_tiles(int64_t elements, const Blocks& blocks) {
-  return elements > kCacheHeader ? (elements - kCacheHeader) / (blocks.size * blocks.size) : 0;
-}
+// Exponentials kept from the symmetric forward pass for the backward pass: a header and a block x
+// block tile for every unordered pair of blocks. Element 0 is the shift they were computed with,
+// NaN where they are not valid.
+template <class T>
+struct Cache {
+  static constexpr int64_t kHeader = 16;
+
+  // Null where `memory` has no room for all.
+  static T* find(T* memory, int64_t elements, const Blocks& blocks) {
+    const int64_t tiles = blocks.count * (blocks.count + 1) / 2;
+    return elements >= kHeader + tiles * blocks.size * blocks.size ? memory : nullptr;
+  }
+  static int64_t tile(const Blocks& blocks, int64_t I, int64_t J) {
+    const int64_t high = I > J ? I : J, low = I > J ? J : I;
+    return kHeader + (high * (high + 1) / 2 + low) * blocks.size * blocks.size;
+  }
+};
 
 }  // namespace sslfast::SSLFAST_ISA

@@ -2,6 +2,8 @@
 // is this loop with another epilogue.
 #pragma once
 
+#include <sched.h>
+
 #include "sslfast/tiles.h"
 
 namespace sslfast::SSLFAST_ISA {
@@ -28,15 +30,17 @@ inline Blocks make_blocks(int64_t n, int64_t features) {
 }
 
 // Queries and one strip of keys, packed; per-row and per-key constants of the exponent, padded to
-// whole blocks. The exponent in units of log 2 is
-//   x_ij = slope_i <q_i, k_j> + row_offset_i + key_offset_j.
+// whole blocks. The exponent is
+//   x_ij = scale_i <q_i, k_j> + key_offset_j + row_offset_i, in this order,
+// each step rounded: the saved sum (in row_offset) lies on the grid of the largest logits, and so
+// must the logits where the difference is a small part of both.
 template <class T>
 struct Operands {
   int64_t rows, keys, features;
   Blocks row_blocks, key_blocks;
   const T* q_panels;  // pack_rows
   const T* k_panels;
-  const T* slope;
+  const T* scale;
   T* row_offset;
   T* key_offset;
   const Int<T>* row_ids;  // null: nothing is excluded
@@ -53,8 +57,14 @@ SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int6
     for (int64_t i = 0; i < rows; i += kTileRows) {
       const T* a = o.q_panels + (i0 + i) / P * P * o.features + (i0 + i) % P;
       const T* b = o.k_panels + (j0 + j) * o.features;
-      f(i, j, multiply(a, 1, P, b, o.features));
+      f(i, j, multiply(a, 1, P, b, P, o.features));
     }
+}
+
+// Logits of one register row, without its offsets.
+template <class T>
+SSLFAST_INLINE Vec<T> logits(const Operands<T>& o, int64_t row, Vec<T> similarity) {
+  return rounded<T>(similarity * o.scale[row]);
 }
 
 // Same-id pairs of one register row.
@@ -63,30 +73,65 @@ SSLFAST_INLINE IntVec<T> excluded(const Operands<T>& o, int64_t row, int64_t key
   return load_ids<T>(o.key_ids + key) == o.row_ids[row];
 }
 
+// Tiles add to the rows of two blocks in place. `Turns` puts the tiles of each block in one order,
+// so that the sums do not depend on the threads; tiles that share no block run at the same time.
+class Turns {
+ public:
+  Turns(const Workspace& workspace, int64_t blocks) : done_(workspace.take<int64_t>(blocks)) {
+    for (int64_t block = 0; block < blocks; ++block) done_[block] = 0;
+  }
+  // Until `turn` tiles of the block are done. Tasks are handed out in order and wait for earlier
+  // ones only, so the earliest unfinished task never waits.
+  void wait(int64_t block, int64_t turn) const {
+    for (int spins = 0; __atomic_load_n(done_ + block, __ATOMIC_ACQUIRE) != turn; ++spins)
+      if (spins > kSpins) sched_yield();
+  }
+  void finish(int64_t block, int64_t turn) const {
+    __atomic_store_n(done_ + block, turn + 1, __ATOMIC_RELEASE);
+  }
+
+ private:
+  static constexpr int kSpins = 2000;  // some microseconds, less than a tile takes
+  int64_t* done_;
+};
+
 // Every unordered pair of n blocks once, diagonal included, in rounds in which a block is in one
 // tile at most (the circle method on an odd number of places; with n even one place is empty).
-// tile(worker, I, J, index) may therefore add to rows I and rows J in place.
+// tile(worker, I, J) may add to rows I and rows J in place.
 template <class F>
-void visit_symmetric(const Pool& pool, int64_t n, const F& tile) {
+void visit_symmetric(const Pool& pool, const Workspace& workspace, int64_t n, const F& tile) {
   const int64_t places = n | 1, tasks = (places + 1) / 2;
-  for (int64_t round = 0; round < places; ++round)
-    for_each(pool, tasks, [&](int worker, int64_t t) {
-      const int64_t I = (round + t) % places, J = (round + places - t) % places;
-      if (I < n && J < n) tile(worker, I, J, round * tasks + t);
-    });
+  const Turns turns(workspace, places);
+  for_each(pool, places * tasks, [&](int worker, int64_t index) {
+    const int64_t round = index / tasks, t = index % tasks;
+    const int64_t I = (round + t) % places, J = (round + places - t) % places;
+    turns.wait(I, round);
+    turns.wait(J, round);
+    if (I < n && J < n) tile(worker, I, J);
+    turns.finish(I, round);
+    turns.finish(J, round);
+  });
 }
 
 // Every pair of a row block and a key block once, in Latin-square rounds: no two tiles of a round
-// share a row block or a key block.
+// share a row block or a key block. tile(worker, I, J) may add to rows I and keys J in place.
 template <class F>
-void visit_two_way(const Pool& pool, int64_t row_blocks, int64_t key_blocks, const F& tile) {
+void visit_two_way(const Pool& pool, const Workspace& workspace, int64_t row_blocks,
+                   int64_t key_blocks, const F& tile) {
   const bool wide = row_blocks <= key_blocks;
-  const int64_t rounds = wide ? key_blocks : row_blocks, tasks = wide ? row_blocks : key_blocks;
-  for (int64_t round = 0; round < rounds; ++round)
-    for_each(pool, tasks, [&](int worker, int64_t t) {
-      const int64_t other = (t + round) % rounds;
-      wide ? tile(worker, t, other) : tile(worker, other, t);
-    });
+  const int64_t few = wide ? row_blocks : key_blocks, many = wide ? key_blocks : row_blocks;
+  const Turns few_turns(workspace, few), many_turns(workspace, many);
+  for_each(pool, few * many, [&](int worker, int64_t index) {
+    const int64_t round = index / few, a = index % few, b = (a + round) % many;
+    // Block b meets a = min(b, few - 1), ..., 1, 0 and, after the rounds in which it has no
+    // partner, those from few - 1 down that are left.
+    const int64_t turn = (b < few ? b : few - 1) - a + (round > b ? few : 0);
+    few_turns.wait(a, round);
+    many_turns.wait(b, turn);
+    wide ? tile(worker, a, b) : tile(worker, b, a);
+    few_turns.finish(a, round);
+    many_turns.finish(b, turn);
+  });
 }
 
 // Every pair once, each row block in one hand: only rows are written.

@@ -3,17 +3,20 @@
 
 #include <string>
 
+// Used by sslfast._native, across the boundary of the library.
+#define SSLFAST_EXPORT __attribute__((visibility("default")))
+
 namespace sslfast {
 
 enum class Isa : int { kBest = 0, kBaseline = 1, kAvx2 = 2, kAvx512 = 3 };
 constexpr int kIsaCount = 4;
 
 // "baseline", "avx2", "avx512".
-const char* isa_name(Isa isa);
-bool isa_compiled(Isa isa);
-bool isa_supported(Isa isa);  // compiled, and this processor has it
+SSLFAST_EXPORT const char* isa_name(Isa isa);
+SSLFAST_EXPORT bool isa_compiled(Isa isa);
+SSLFAST_EXPORT bool isa_supported(Isa isa);  // compiled, and this processor has it
 // The best supported one for kBest; otherwise `isa`. Throws std::runtime_error where it cannot run.
-Isa resolve_isa(int isa);
+SSLFAST_EXPORT Isa resolve_isa(int isa);
 
 }  // namespace sslfast
 

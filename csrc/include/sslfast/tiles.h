@@ -36,6 +36,29 @@ void for_each(const Pool& pool, int64_t tasks, const F& f) {
       &shared);
 }
 
+// f(row) for every row, in tasks of 64.
+template <class F>
+void for_each_row(const Pool& pool, int64_t rows, const F& f) {
+  constexpr int64_t kRowsPerTask = 64;
+  for_each(pool, (rows + kRowsPerTask - 1) / kRowsPerTask, [&](int, int64_t task) {
+    const int64_t last = (task + 1) * kRowsPerTask;
+    for (int64_t i = task * kRowsPerTask; i < last && i < rows; ++i) f(i);
+  });
+}
+
+// Four accumulators hide the latency of the multiply-add.
+template <class T>
+T dot(const T* a, const T* b, int64_t n) {
+  constexpr int L = kLanes<T>;
+  Vec<T> acc[4] = {};
+  int64_t d = 0;
+  for (; d + 4 * L <= n; d += 4 * L) SSLFAST_UNROLL
+  for (int u = 0; u < 4; ++u) acc[u] += load(a + d + u * L) * load(b + d + u * L);
+  T total = sum<T>((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (; d < n; ++d) total += a[d] * b[d];
+  return total;
+}
+
 // x (rows, depth) -> panels of kPanel rows with depth outermost: out[panel][d][row], zero padded.
 // One copy serves both operands of q k^T: a register tile broadcasts from it and loads from it.
 template <class T>
@@ -53,38 +76,16 @@ void pack_rows(const Pool& pool, const T* x, int64_t rows, int64_t depth, T* out
   });
 }
 
-// x (rows, depth) -> panels of kPanel features: out[panel][row][feature], zero padded, each row
-// multiplied by weight[row] where weight is given.
-template <class T>
-void pack_features(const Pool& pool, const T* x, const T* weight, int64_t rows, int64_t depth,
-                   T* out) {
-  constexpr int P = kPanel<T>;
-  constexpr int64_t kRowsPerTask = 64;
-  for_each(pool, (rows + kRowsPerTask - 1) / kRowsPerTask, [=](int, int64_t task) {
-    const int64_t first = task * kRowsPerTask;
-    const int64_t last = first + kRowsPerTask < rows ? first + kRowsPerTask : rows;
-    for (int64_t panel = 0; panel * P < depth; ++panel)
-      for (int64_t row = first; row < last; ++row) {
-        const T w = weight ? weight[row] : T(1);
-        T* to = out + (panel * rows + row) * P;
-        const T* from = x + row * depth + panel * P;
-        const int64_t width = depth - panel * P < P ? depth - panel * P : P;
-        for (int64_t d = 0; d < width; ++d) to[d] = w * from[d];
-        for (int64_t d = width; d < P; ++d) to[d] = T(0);
-      }
-  });
-}
-
 template <class T>
 struct RegisterTile {
   Vec<T> acc[kTileRows][kTileVectors];  // (kTileRows, kPanel)
 };
 
 // acc = sum_k a(r, k) b(k, :), where a(r, k) = a[r * row_stride + k * depth_stride] and
-// b(k, :) = b[k * kPanel ...]. One of the two strides of a is 1.
+// b(k, :) = b[k * b_stride ...]. One of the two strides of a is 1.
 template <class T>
 SSLFAST_INLINE RegisterTile<T> multiply(const T* a, int64_t row_stride, int64_t depth_stride,
-                                        const T* b, int64_t depth) {
+                                        const T* b, int64_t b_stride, int64_t depth) {
   RegisterTile<T> t{};
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> bk[kTileVectors];
@@ -97,7 +98,7 @@ SSLFAST_INLINE RegisterTile<T> multiply(const T* a, int64_t row_stride, int64_t 
       for (int v = 0; v < kTileVectors; ++v) t.acc[r][v] += ar * bk[v];
     }
     a += depth_stride;
-    b += kPanel<T>;
+    b += b_stride;
   }
   return t;
 }
@@ -124,18 +125,15 @@ SSLFAST_INLINE void add_to(const RegisterTile<T>& t, T* c, int64_t stride, int64
       c[r * stride + d] += spill[r * kPanel<T> + d];
 }
 
-// out (rows, features) += a (rows, depth) x, where x lies packed by pack_features with
-// packed_rows rows and its first `depth` rows are used; strides of a as in multiply.
+// out (rows, features) += a (rows, depth) x (depth, features); strides of a as in multiply. Rows of
+// x are x_stride apart and readable up to a whole panel.
 template <class T>
 void add_product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth,
-                 const T* x, int64_t packed_rows, int64_t features, T* out) {
-  constexpr int P = kPanel<T>;
-  for (int64_t d = 0; d < features; d += P) {
-    const T* panel = x + d * packed_rows;
+                 const T* x, int64_t x_stride, int64_t features, T* out) {
+  for (int64_t d = 0; d < features; d += kPanel<T>)
     for (int64_t r = 0; r < rows; r += kTileRows)
-      add_to(multiply(a + r * row_stride, row_stride, depth_stride, panel, depth),
+      add_to(multiply(a + r * row_stride, row_stride, depth_stride, x + d, x_stride, depth),
              out + r * features + d, features, rows - r, features - d);
-  }
 }
 
 }  // namespace sslfast::SSLFAST_ISA

@@ -114,41 +114,59 @@ SSLFAST_INLINE T largest(Vec<T> v) {
   return m;
 }
 
-// Minimax polynomials for 2^f on [-1/2, 1/2] with p(0) = 1, by the Remez exchange on the relative
-// error: 2.6e-9 (float) and 1.8e-17 (double), below the rounding of Horner's scheme.
-constexpr float kExp2Float[] = {0x1.62e432p-1f, 0x1.ebfbe2p-3f,  0x1.c6ae72p-5f,
-                                0x1.3b270ep-7f, 0x1.5f7276p-10f, 0x1.470b4ap-13f};
-constexpr double kExp2Double[] = {
-    0.6931471805599456968,    0.2402265069591009801,   0.05550410866479039455,
-    0.00961812910760700238,   0.001333355815343996475, 0.0001540353044157213033,
-    0.0000152527273851938682, 1.321544267532982214e-6, 1.018064765923413889e-7,
-    7.07257041281442351e-9,   4.078071929588336665e-10};
-
-SSLFAST_INLINE Vec<float> exp2_polynomial(Vec<float> f) {
-  Vec<float> p = broadcast(kExp2Float[5]);
-  SSLFAST_UNROLL
-  for (int i = 4; i >= 0; --i) p = p * f + kExp2Float[i];
-  return p * f + 1.0f;
-}
-SSLFAST_INLINE Vec<double> exp2_polynomial(Vec<double> f) {
-  Vec<double> p = broadcast(kExp2Double[10]);
-  SSLFAST_UNROLL
-  for (int i = 9; i >= 0; --i) p = p * f + kExp2Double[i];
-  return p * f + 1.0;
-}
-
-// 2^x, within two units in the last place; exactly 0 where the result would be subnormal (and for
-// -inf), infinite above the range, NaN for NaN.
+// Keeps a product from being contracted with a following sum, where its own rounding is wanted.
 template <class T>
-SSLFAST_INLINE Vec<T> exp2(Vec<T> x) {
+SSLFAST_INLINE Vec<T> rounded(Vec<T> x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
+// exp(f) = 1 + f (c_1 + f (c_2 + ...)) on [-log(2)/2, log(2)/2]: minimax in the relative error by
+// the Remez exchange, 2.6e-9 (float) and 1.8e-17 (double), below the rounding of Horner's scheme.
+// log(2) is split in two so that n log(2) is exact to more digits than x has.
+template <class T>
+struct Exp;
+template <>
+struct Exp<float> {
+  static constexpr float kCoefficients[] = {0x1.000000p+0f, 0x1.000002p-1f, 0x1.5553c2p-3f,
+                                            0x1.55515ep-5f, 0x1.12903ep-7f, 0x1.709b64p-10f};
+  static constexpr float kLeast = -88.1f, kMost = 88.8f;  // n = -127 and n = 128
+  static constexpr float kLog2High = 0x1.62e4p-1f, kLog2Low = 0x1.7f7d1cp-20f;
+};
+template <>
+struct Exp<double> {
+  static constexpr double kCoefficients[] = {
+      1.0000000000000005588,     0.50000000000000055725,     0.16666666666657302374,
+      0.04166666666657363583,    0.0083333333377154602736,   0.0013888888932340796724,
+      0.00019841261491392798694, 0.000024801504511037080072, 2.7564254929439037522e-6,
+      2.7626296554217169468e-7,  2.298131153883436429e-8};
+  static constexpr double kLeast = -709.2, kMost = 709.9;  // n = -1023 and n = 1024
+  static constexpr double kLog2High = 0x1.62e42fee00000p-1, kLog2Low = 0x1.a39ef35793c76p-33;
+};
+
+// exp(x), within two units in the last place; exactly 0 where the result would be subnormal (and
+// for -inf), infinite above the range, NaN for NaN.
+template <class T>
+SSLFAST_INLINE Vec<T> exp(Vec<T> x) {
   using L = Lanes<T>;
+  using E = Exp<T>;
   // An exponent field of 0 is the number 0, and one of all bits is infinity: clamping to one step
   // outside the normal range therefore gives both limits without a further select.
-  x = min<T>(max<T>(x, broadcast(T(-L::kBias))), broadcast(T(L::kBias + 1)));
-  const Vec<T> shifted = x + L::kRound;
-  const Vec<T> f = x - (shifted - L::kRound);
+  x = min<T>(max<T>(x, broadcast(E::kLeast)), broadcast(E::kMost));
+  const Vec<T> shifted = x * T(1.44269504088896340736) + L::kRound;
+  const Vec<T> n = shifted - L::kRound;
+  const Vec<T> f = (x - n * E::kLog2High) - n * E::kLog2Low;
+  constexpr int kTerms = sizeof(E::kCoefficients) / sizeof(T);
+  Vec<T> p = broadcast(E::kCoefficients[kTerms - 1]);
+  SSLFAST_UNROLL
+  for (int i = kTerms - 2; i >= 0; --i) p = p * f + E::kCoefficients[i];
+  p = p * f + T(1);
   const IntVec<T> bits = reinterpret_cast<IntVec<T>>(shifted) + L::kBias;
-  return exp2_polynomial(f) * reinterpret_cast<Vec<T>>(bits << L::kMantissa);
+  return p * reinterpret_cast<Vec<T>>(bits << L::kMantissa);
 }
 
 }  // namespace sslfast::SSLFAST_ISA

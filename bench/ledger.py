@@ -1,0 +1,104 @@
+"""The ledger: one CSV row per case, contestant and pass, with what is needed to judge it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+FORWARD = "forward"
+BOTH = "forward+backward"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's reading. Times in ms, memory in MiB, rates in GFLOP/s and GB/s.
+
+    ``None`` means not measured or not applicable and is an empty cell. ``failure`` is the reason
+    why there is no reading; such a row is printed and never written.
+    """
+
+    run: str  # UTC time at which the run began, shared by its rows
+    commit: str
+    sslfast: str
+    torch: str
+    python: str
+    device: str
+    isa: str
+    threads: int
+    wait_policy: str
+    load: float  # one-minute load average when the case began
+    family: str
+    case: str
+    subject: str
+    N: int | None
+    D: int | None
+    dtype: str
+    contestant: str
+    version: str  # of another library's contestant
+    what: str  # FORWARD or BOTH
+    rounds: int
+    median_ms: float | None = None
+    min_ms: float | None = None
+    peak_mib: float | None = None  # above the inputs, gradients included
+    times_faster: float | None = None  # eager's minimum over this minimum
+    times_smaller: float | None = None  # eager's peak over this peak
+    best_possible: float | None = None  # eager's minimum over the time of these FLOPs at the peak
+    error: float | None = None  # largest relative L2 error of values and gradients to float64
+    error_ratio: float | None = None  # by the error rule: over eager's, or over the rounding floor
+    repeatable: str = ""  # "yes": bitwise the same again and with one thread
+    gflops: float | None = None
+    gbytes: float | None = None
+    peak_gflops: float | None = None
+    peak_gbytes: float | None = None
+    percent_of_limit: float | None = None
+    failure: str = ""
+
+    @property
+    def red(self) -> bool:
+        """It ran and broke the error rule, rather than not being able to run."""
+        return bool(self.failure) and self.error is not None
+
+
+COLUMNS = tuple(f.name for f in fields(Row) if f.name != "failure")
+
+
+def append(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows to a ledger, which is created with its header where it does not exist.
+
+    Raises:
+        ValueError: a row has a failure, or the file has other columns.
+    """
+    rows = list(rows)
+    for row in rows:
+        if row.failure:
+            raise ValueError(f"{row.case}, {row.contestant}: {row.failure}; it is not reported")
+    if path.exists():
+        with path.open(newline="") as file:
+            header = tuple(next(csv.reader(file), ()))
+        if header != COLUMNS:
+            raise ValueError(f"{path} has other columns than this version writes: move it away")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(COLUMNS)
+        writer.writerows([_cell(getattr(row, column)) for column in COLUMNS] for row in rows)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a ledger as text, oldest first."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of the last run in a ledger."""
+    return [row for row in rows if row["run"] == rows[-1]["run"]]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,141 @@
+"""Plots made from a ledger and from nothing else: ``sslfast bench --replot`` draws them again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import use
+from matplotlib.figure import Figure
+
+from sslfast.bench import ledger
+from sslfast.bench.contestants import COMPILE, EAGER, SSLFAST
+
+Rows = Sequence[dict[str, str]]
+
+MUTED = {
+    EAGER: "#4c566a",
+    COMPILE: "#6b8cae",
+    "lightly": "#b48a5a",
+    "open_clip formula": "#8a9a5b",
+}
+
+use("Agg")
+
+
+def draw(path: Path) -> list[Path]:
+    """Draw the last run of a ledger beside it; returns the files written."""
+    rows = [row for row in ledger.latest(ledger.read(path)) if row["what"] == ledger.BOTH]
+    drawn = {
+        "time": _against_size(rows, "min_ms", "forward + backward, ms (minimum)"),
+        "memory": _against_size(rows, "peak_mib", "peak memory above the inputs, MiB"),
+        "ratios": _ratios(rows),
+        "roofline": _roofline(rows),
+    }
+    written = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            target = path.with_name(f"{path.stem}_{name}.png")
+            figure.savefig(target, dpi=150)
+            written.append(target)
+    return written
+
+
+def _against_size(rows: Rows, column: str, label: str) -> Figure | None:
+    """A curve per contestant over N, for the workload that was run at most sizes."""
+    by_workload: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in rows:
+        if row["N"] and row[column]:
+            by_workload[row["case"].split(" N=")[0]].append(row)
+    if not by_workload:
+        return None
+    workload, chosen = max(by_workload.items(), key=lambda item: len({r["N"] for r in item[1]}))
+    figure, axes = _figure(f"{workload}, {_machine(chosen[0])}")
+    for contestant in _contestants(chosen):
+        points = sorted(
+            (int(row["N"]), float(row[column])) for row in chosen if row["contestant"] == contestant
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=contestant, **_style(contestant))
+    axes.set(xscale="log", yscale="log", xlabel=f"N (D = {chosen[0]['D']})", ylabel=label)
+    sizes = sorted({int(row["N"]) for row in chosen})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _ratios(rows: Rows) -> Figure | None:
+    """How many times faster than eager each contestant is, a group of bars per case."""
+    rows = [row for row in rows if row["times_faster"] and row["contestant"] != EAGER]
+    if not rows:
+        return None
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        groups[row["case"]].append(row["contestant"])
+    cases = list(groups)
+    figure, axes = _figure(_machine(rows[0]))
+    height = 0.8 / max(map(len, groups.values()))
+    for contestant in _contestants(rows):
+        chosen = [row for row in rows if row["contestant"] == contestant]
+        places = [
+            cases.index(case) + height * (present.index(contestant) - (len(present) - 1) / 2)
+            for case, present in groups.items()
+            if contestant in present
+        ]
+        values = [float(row["times_faster"]) for row in chosen]
+        bars = axes.barh(places, values, height, label=contestant, **_style(contestant))
+        axes.bar_label(bars, [f"{value:.1f}x" for value in values], padding=2, fontsize=7)
+    axes.set_yticks(range(len(cases)), cases, fontsize=8)
+    axes.set_xlabel("times faster than eager, forward + backward (minima)")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def _roofline(rows: Rows) -> Figure | None:
+    """Reached FLOP/s over arithmetic intensity, under the machine's measured roof."""
+    rows = [row for row in rows if row["gflops"] and row["gbytes"] and row["peak_gflops"]]
+    if not rows:
+        return None
+    peak = max(float(row["peak_gflops"]) for row in rows)
+    bandwidth = max(float(row["peak_gbytes"]) for row in rows)
+    reached = [(float(row["gflops"]), float(row["gbytes"]), row) for row in rows]
+    intensities = [gflops / gbytes for gflops, gbytes, _ in reached]
+    span = [min(1.0, *intensities), 2 * max(peak / bandwidth, *intensities)]
+    corner = peak / bandwidth
+    figure, axes = _figure(f"roofline, {_machine(rows[0])}")
+    ends = sorted({*span, corner})
+    axes.plot(ends, [min(peak, bandwidth * end) for end in ends], color="black", linewidth=1)
+    for gflops, gbytes, row in reached:
+        axes.plot(gflops / gbytes, gflops, marker="o", linestyle="none", label=row["case"])
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _figure(title: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _machine(row: dict[str, str]) -> str:
+    return f"{row['device']}, {row['threads']} threads, {row['isa'] or 'ISA unknown'}"
+
+
+def _contestants(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["contestant"] for row in rows))
+
+
+def _style(contestant: str) -> dict[str, Any]:
+    """sslfast stands out; the others share the muted end of the palette in order."""
+    if contestant.startswith(SSLFAST):
+        return {"color": "#d62728", "zorder": 3}
+    return {"color": MUTED[contestant]} if contestant in MUTED else {}

@@ -1,0 +1,207 @@
+"""Sends cases to processes of their own and turns what comes back into rows of the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslfast._info import cpu_model
+from sslfast.bench import machine
+from sslfast.bench.contestants import COMPILE, EAGER, SSLFAST, names
+from sslfast.bench.ledger import BOTH, Row
+from sslfast.bench.suite import Case
+from sslfast.testing import peak_memory_of
+
+MIB, MILLI, GIGA = 1 << 20, 1e3, 1e9
+SMALL_PRODUCT = 1 << 30  # N * N * D below which a spinning barrier can outweigh the work
+PASSIVE = "PASSIVE"
+WARM_UP_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    run: str  # UTC time at which the run began
+    threads: int
+    rounds: int | None
+    backends: tuple[str, ...]
+    peers: bool
+    memory: bool
+
+
+def measure(case: Case, options: Options) -> list[Row]:
+    """The rows of one case, those of failed contestants included.
+
+    Raises:
+        RuntimeError: a process of the case ended without a result.
+    """
+    contestants = names(case.workload, options.backends, options.peers)
+    result = _time(case, contestants, options)
+    measured = result["readings"] if options.memory else ()
+    peaks = {name: _peak(case, name, options) for name in measured}
+    rows = []
+    for name in contestants:
+        rows += _rows(case, name, result, peaks.get(name), options)
+    return _against_eager(rows)
+
+
+def wait_policy(case: Case) -> str:
+    """Threads sleep at barriers in small cases: on a shared machine a spin can cost 100x."""
+    n, d = case.shape.get("N", 0), case.shape.get("D", 0)
+    return PASSIVE if n * n * d < SMALL_PRODUCT else ""
+
+
+def _time(case: Case, contestants: Sequence[str], options: Options) -> dict[str, Any]:
+    request = {
+        "workload": case.workload.name,
+        "shape": dict(case.shape),
+        "contestants": list(contestants),
+        "threads": options.threads,
+        "rounds": options.rounds,
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    environment.pop("OMP_WAIT_POLICY", None)
+    if wait_policy(case):
+        environment["OMP_WAIT_POLICY"] = wait_policy(case)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "result.json")
+        finished = subprocess.run(
+            [sys.executable, "-m", "sslfast.bench.worker", str(target)],
+            input=json.dumps(request),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if finished.returncode != 0 or not target.exists():
+            last = finished.stderr.strip().splitlines()[-1:] or ["no output"]
+            raise RuntimeError(f"{case.name}: its process ended ({finished.returncode}): {last[0]}")
+        result: dict[str, Any] = json.loads(target.read_text())
+        return result
+
+
+def _peak(case: Case, contestant: str, options: Options) -> int:
+    """Peak bytes above the inputs. A compiled form is warmed up at its only size."""
+    sizes = {"workload": case.workload.name, "shape": dict(case.shape), "contestant": contestant}
+    small = dict.fromkeys(case.shape, WARM_UP_SIZE) if contestant != COMPILE else dict(case.shape)
+    return peak_memory_of(
+        "sslfast.bench.worker:memory_run",
+        sizes,
+        warm_up={**sizes, "shape": small},
+        threads=options.threads,
+    )
+
+
+def _rows(
+    case: Case, name: str, result: dict[str, Any], peak: int | None, options: Options
+) -> list[Row]:
+    row = _identity(case, name, result["load"], options)
+    error, ratio = result["errors"].get(name, (None, None))
+    if name in result["failures"]:
+        return [replace(row, error=error, failure=result["failures"][name])]
+    limits = machine.Limits(result["peaks"], result["bandwidth"], result["no_peak"])
+    rows = []
+    for what, (median, minimum, rounds) in result["readings"][name].items():
+        both = what == BOTH
+        measured = replace(
+            row,
+            what=what,
+            rounds=int(rounds),
+            median_ms=median * MILLI,
+            min_ms=minimum * MILLI,
+            peak_mib=peak / MIB if both and peak is not None else None,
+            error=error,
+            error_ratio=None if name == EAGER else ratio,
+            repeatable=result["repeatable"].get(name, ""),
+        )
+        rows.append(_with_rates(measured, limits, result["work"].get(what), minimum))
+    return rows
+
+
+def _with_rates(
+    row: Row, limits: machine.Limits, work: Sequence[int] | None, seconds: float
+) -> Row:
+    """Rates on the formula of the primitives; others are held against the same least time."""
+    row = replace(row, peak_gbytes=limits.bandwidth / GIGA)
+    peak = limits.peak(row.isa)
+    if peak is not None:
+        row = replace(row, peak_gflops=peak / GIGA)
+    if work is None:
+        return row
+    flops, moved = work
+    least = limits.seconds(flops, moved, row.isa)
+    if not row.contestant.startswith(SSLFAST):
+        return replace(row, best_possible=least and seconds / least)
+    return replace(
+        row,
+        gflops=flops / seconds / GIGA,
+        gbytes=moved / seconds / GIGA,
+        percent_of_limit=least and 100 * least / seconds,
+    )
+
+
+def _against_eager(rows: Sequence[Row]) -> list[Row]:
+    """Fill in the ratios of minima and of peaks to the eager row of the same pass."""
+    eager = {row.what: row for row in rows if row.contestant == EAGER and not row.failure}
+    compared = []
+    for row in rows:
+        base = eager.get(row.what)
+        if base is not None and not row.failure:
+            faster = _ratio(base.min_ms, row.min_ms)
+            row = replace(
+                row, times_faster=faster, times_smaller=_ratio(base.peak_mib, row.peak_mib)
+            )
+        compared.append(row)
+    return compared
+
+
+def _ratio(base: float | None, value: float | None) -> float | None:
+    return base / value if base and value else None
+
+
+def _identity(case: Case, name: str, load: float, options: Options) -> Row:
+    return Row(
+        run=options.run,
+        commit=machine.commit(),
+        sslfast=_version("sslfast"),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=cpu_model(),
+        isa=_isa(name),
+        threads=options.threads,
+        wait_policy=wait_policy(case),
+        load=load,
+        family=case.workload.family,
+        case=case.name,
+        subject=case.workload.subject,
+        N=case.shape.get("N"),
+        D=case.shape.get("D"),
+        dtype="float32",
+        contestant=name,
+        version=_version(name.split()[0]) if name in case.workload.peers else "",
+        what="",
+        rounds=0,
+    )
+
+
+def _isa(contestant: str) -> str:
+    """The instruction set a contestant was told to use, else the best the machine has."""
+    return contestant.partition(":")[2] or machine.best_isa()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

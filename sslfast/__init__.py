@@ -1,0 +1,20 @@
+"""Kernel-accelerated self-supervised learning for PyTorch.
+
+`sslfast.losses` holds the objectives as modules, `sslfast.functional` as functions; both are
+written in the primitives of `sslfast.ops`, which run on the backend that `explain` names.
+"""
+
+from __future__ import annotations
+
+from sslfast import functional, losses
+from sslfast._backends import backend, explain
+from sslfast.ops import l2_normalize, similarity_logsumexp
+
+__all__ = [
+    "backend",
+    "explain",
+    "functional",
+    "l2_normalize",
+    "losses",
+    "similarity_logsumexp",
+]

@@ -1,0 +1,211 @@
+"""The only chooser of backends.
+
+Candidates are tried in the order of `ORDER`; the first that is available and does not reject the
+tensors runs. ``with sslfast.backend("cpu:avx2")`` or the environment variable ``SSLFAST_BACKEND``
+forces one, and a forced backend that cannot run raises. `explain` prints the decision.
+
+The forced name travels with the call as the op's ``backend`` argument (empty: choose). So the
+backward pass, which may run in another thread or after the ``with`` block, uses the backend that
+the forward pass used, and a compiled graph is guarded on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sslfast import _library
+from sslfast._registry import PRIMITIVES, Implementation, Primitive
+
+ORDER: Mapping[str, tuple[str, ...]] = {
+    "cuda": ("cuda", "triton", "reference"),
+    "cpu": ("cpu", "reference"),
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a backend needs from the machine, whatever the primitive.
+
+    Args:
+        name: as in `ORDER`.
+        variants: options that a variant such as ``avx2`` of ``cpu:avx2`` hands to the
+            implementation; the empty name is the default.
+        missing: reason why this variant cannot run on this machine, ``None`` if it can.
+    """
+
+    name: str
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    missing: Callable[[str], str | None] = lambda variant: None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend ready to run a primitive."""
+
+    backend: str
+    implementation: Implementation
+    options: Mapping[str, Any]
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.implementation.forward(*arguments, **self.options)
+
+    def backward(self, *arguments: Any) -> Any:
+        return self.implementation.backward(*arguments, **self.options)
+
+
+def _missing_cpu(variant: str) -> str | None:
+    reason = _library.missing_reason()
+    if reason is None and variant and variant not in _library.compiled_isas():
+        return f"the native library was not compiled for {variant}"
+    if reason is None and variant and variant not in _library.supported_isas():
+        return f"this processor has no {variant}"
+    return reason
+
+
+BACKENDS: dict[str, Backend] = {
+    "reference": Backend("reference"),
+    "cpu": Backend(
+        "cpu",
+        {"": {"isa": 0}, "baseline": {"isa": 1}, "avx2": {"isa": 2}, "avx512": {"isa": 3}},
+        _missing_cpu,
+    ),
+}
+
+_forced = os.environ.get("SSLFAST_BACKEND", "")
+
+
+def forced() -> str:
+    """Name of the backend that is forced now, empty if none is."""
+    return _forced
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force one backend for the calls inside the ``with`` block and for their backward passes.
+
+    Args:
+        name: ``"cpu"`` (best instruction set), ``"cpu:avx512"``, ``"cpu:avx2"``,
+            ``"cpu:baseline"`` or ``"reference"``. The setting holds for the whole process, not
+            for one thread.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: by a call inside the block, where the backend cannot run; with the reason.
+    """
+    global _forced
+    _parse(name)
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def available() -> dict[str, str | None]:
+    """Every backend and variant, e.g. ``"cpu:avx2"``, with why it cannot run (``None``: it can)."""
+    return {
+        f"{each.name}:{variant}" if variant else each.name: each.missing(variant)
+        for each in BACKENDS.values()
+        for variant in each.variants
+    }
+
+
+def choose(primitive: Primitive, name: str, *tensors: Tensor | None) -> Choice:
+    """The backend that runs these tensors: `name`, or the first that can if it is empty.
+
+    Raises:
+        RuntimeError: the named backend, or every backend, cannot run; with the reasons.
+        ValueError: no such backend.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    reasons = []
+    for candidate in (name,) if name else ORDER.get(given[0].device.type, ("reference",)):
+        reason, choice = _consider(primitive, candidate, given)
+        if choice is not None:
+            return choice
+        reasons.append(f"{candidate}: {reason}")
+    raise RuntimeError(f"{primitive.name} cannot run on " + "; ".join(reasons))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run and why the others would not; print it."""
+
+    primitive: str
+    runs: str | None
+    reasons: Mapping[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.primitive} runs on {self.runs or 'nothing'}"]
+        lines += [f"  {name}: {reason}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def explain(name: str, *tensors: Tensor | None) -> Explanation:
+    """Which backend would run a primitive on these tensors, and why the others would not.
+
+    Args:
+        name: of a primitive, e.g. ``"similarity_logsumexp"``.
+        tensors: its tensor arguments, at least the first.
+
+    Raises:
+        ValueError: no such primitive, or no tensor.
+    """
+    if name not in PRIMITIVES:
+        raise ValueError(f"name must be one of {sorted(PRIMITIVES)}, got {name!r}")
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
+        raise ValueError("tensors must hold at least the first tensor argument, got none")
+    order = ORDER.get(given[0].device.type, ("reference",))
+    candidates = ((_forced,) if _forced else ()) + tuple(n for n in order if n != _forced)
+    runs: str | None = None
+    reasons: dict[str, str] = {}
+    for candidate in candidates:
+        reason, choice = _consider(PRIMITIVES[name], candidate, given)
+        if reason is None and runs is not None:
+            reason = f"could run; {runs} comes first"
+        elif reason is None and _forced and candidate != _forced:
+            reason = f"could run; {_forced} is forced"
+        elif choice is not None:
+            runs = candidate
+            reason = "forced" if candidate == _forced else "chosen"
+        reasons[candidate] = str(reason)
+    return Explanation(name, runs, reasons)
+
+
+def _consider(
+    primitive: Primitive, name: str, tensors: list[Tensor]
+) -> tuple[str | None, Choice | None]:
+    base, variant = _parse(name)
+    implementation = primitive.implementations.get(base)
+    if implementation is None:
+        return f"{primitive.name} has no {base} implementation", None
+    reason = BACKENDS[base].missing(variant) or _reject(implementation, base, tensors)
+    if reason is not None:
+        return reason, None
+    return None, Choice(name, implementation, BACKENDS[base].variants[variant])
+
+
+def _reject(implementation: Implementation, base: str, tensors: list[Tensor]) -> str | None:
+    first = tensors[0]
+    if base not in ORDER.get(first.device.type, ("reference",)):
+        return f"tensors are on {first.device}"
+    if first.dtype not in implementation.dtypes:
+        accepted = ", ".join(str(dtype) for dtype in implementation.dtypes)
+        return f"{first.dtype} is not among {accepted}"
+    return implementation.reject(*tensors)
+
+
+def _parse(name: str) -> tuple[str, str]:
+    base, _, variant = name.partition(":")
+    if base not in BACKENDS and base in {each for order in ORDER.values() for each in order}:
+        return base, ""
+    if base not in BACKENDS or variant not in BACKENDS[base].variants:
+        raise ValueError(f"backend must be one of {sorted(available())}, got {name!r}")
+    return base, variant

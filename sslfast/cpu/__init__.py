@@ -1,0 +1,1 @@
+"""Launchers of the native CPU kernels: operands widened and contiguous, then one native call."""

@@ -1,0 +1,12 @@
+"""The global batch: what a loss needs to see every rank's embeddings.
+
+Only `torch.distributed` is used, and only when a process group exists: on one process every
+function here is the identity.
+"""
+
+from __future__ import annotations
+
+from sslfast.distributed.gather import all_gather_rows
+from sslfast.distributed.world import rank, world_size
+
+__all__ = ["all_gather_rows", "rank", "world_size"]

@@ -1,0 +1,76 @@
+"""Argument checks that the losses share. Each error names the argument and what it got."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from sslfast.ops._checks import check_device, check_floating, check_matrix
+
+MIN_TEMPERATURE = 1e-8
+
+
+def check_rows(name: str, rows: Tensor, shape: str) -> None:
+    """Raises TypeError or ValueError unless a floating matrix with at least one row and feature."""
+    check_matrix(name, rows, shape)
+    if rows.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one row, got shape {tuple(rows.shape)}")
+
+
+def check_views(**views: Tensor) -> None:
+    """Views of the same N images: matrices (N, D) of one shape on one device.
+
+    Raises:
+        TypeError, ValueError: as `check_rows`; or shapes or devices differ (ValueError).
+    """
+    (first_name, first), *others = views.items()
+    check_rows(first_name, first, "(N, D)")
+    for name, view in others:
+        check_rows(name, view, "(N, D)")
+        if view.shape != first.shape:
+            raise ValueError(
+                f"{name} must have the shape of {first_name} {tuple(first.shape)}, "
+                f"got {tuple(view.shape)}"
+            )
+        check_device(name, view, first_name, first)
+
+
+def check_temperature(temperature: float | Tensor, device: torch.device | None = None) -> None:
+    """A finite number >= 1e-8, or a floating tensor with one such element, on `device` if given.
+
+    A tensor's value is read on the CPU only, on CUDA under ``SSLFAST_CHECK=1``, never while a
+    graph is being compiled.
+
+    Raises:
+        TypeError: neither a number nor a floating tensor.
+        ValueError: several elements, on another device, not finite, or below 1e-8.
+    """
+    if isinstance(temperature, Tensor):
+        value = _value_of_tensor(temperature, device)
+    elif isinstance(temperature, (int, float)):
+        value = temperature
+    else:
+        raise TypeError(
+            f"temperature must be a number or a tensor, got {type(temperature).__name__}"
+        )
+    if value is not None and not (math.isfinite(value) and value >= MIN_TEMPERATURE):
+        raise ValueError(f"temperature must be finite and at least 1e-8, got {value}")
+
+
+def _value_of_tensor(temperature: Tensor, device: torch.device | None) -> float | None:
+    """The value of a checked temperature, None where it must not be read."""
+    check_floating("temperature", temperature)
+    if temperature.numel() != 1:
+        raise ValueError(f"temperature must have one element, got shape {tuple(temperature.shape)}")
+    if device is not None and temperature.device != device:
+        raise ValueError(
+            f"temperature must be on the device of the embeddings ({device}), "
+            f"got {temperature.device}"
+        )
+    on_host = temperature.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
+    if torch.compiler.is_compiling() or temperature.is_meta or not on_host:
+        return None
+    return temperature.item()

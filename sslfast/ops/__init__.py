@@ -1,0 +1,8 @@
+"""Primitives: the mathematics that losses are written in, one contract a file."""
+
+from __future__ import annotations
+
+from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+
+__all__ = ["l2_normalize", "similarity_logsumexp"]

@@ -1,0 +1,136 @@
+"""What `similarity_logsumexp` accepts, and the form in which the op takes it."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from sslfast.ops._checks import (
+    check_device,
+    check_floating,
+    check_ids,
+    check_matrix,
+    check_vector,
+)
+
+
+def check_arguments(
+    queries: Tensor,
+    keys: Tensor | None,
+    scale: float | Tensor,
+    bias: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    columns: bool,
+) -> None:
+    """Kinds, shapes and devices. Values of `scale` and `bias` are checked inside the op."""
+    check_matrix("queries", queries, "(N, D)")
+    if keys is not None:
+        _check_keys(queries, keys)
+    num_keys = queries.shape[0] if keys is None else keys.shape[0]
+    if num_keys == 0:
+        name = "queries" if keys is None else "keys"
+        raise ValueError(f"{name} must hold at least one row: a sum over no keys has no logarithm")
+    per_query = _check_scale(scale, queries)
+    if bias is not None:
+        check_floating("bias", bias)
+        check_vector("bias", bias, "(M,)", num_keys)
+        check_device("bias", bias, "queries", queries)
+    _check_ids(queries, keys, query_ids, key_ids)
+    _check_combination(queries, keys, per_query, bias, columns)
+
+
+@overload
+def tile_operands(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]: ...
+@overload
+def tile_operands(queries: Tensor, keys: None) -> tuple[Tensor, None]: ...
+
+
+def tile_operands(queries: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The matrices as a product would see them: in the autocast dtype, or in the wider of both."""
+    dtype = queries.dtype if keys is None else torch.promote_types(queries.dtype, keys.dtype)
+    device_type = queries.device.type
+    if dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    return queries.to(dtype), None if keys is None else keys.to(dtype)
+
+
+def scale_tensor(scale: float | Tensor, queries: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1,) or (N,) in the accumulator dtype."""
+    if isinstance(scale, Tensor):
+        return scale.to(dtype).reshape(-1)
+    return torch.full((1,), scale, dtype=dtype, device=queries.device)
+
+
+def _check_keys(queries: Tensor, keys: Tensor) -> None:
+    check_matrix("keys", keys, "(M, D)")
+    if keys.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"keys must have the {queries.shape[1]} features of queries, "
+            f"got shape {tuple(keys.shape)}"
+        )
+    check_device("keys", keys, "queries", queries)
+
+
+def _check_scale(scale: float | Tensor, queries: Tensor) -> bool:
+    """True where every query has its own scale."""
+    if not isinstance(scale, Tensor):
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}")
+        return False
+    check_floating("scale", scale)
+    check_device("scale", scale, "queries", queries)
+    if scale.ndim == 0 or tuple(scale.shape) == (1,):
+        return False
+    if scale.ndim != 1 or scale.shape[0] != queries.shape[0]:
+        raise ValueError(
+            f"scale must have one element or one a query, shape (N,) = ({queries.shape[0]},), "
+            f"got shape {tuple(scale.shape)}"
+        )
+    return True
+
+
+def _check_ids(
+    queries: Tensor, keys: Tensor | None, query_ids: Tensor | None, key_ids: Tensor | None
+) -> None:
+    if keys is None and key_ids is not None:
+        raise ValueError(
+            "key_ids must be None in the symmetric form (keys=None): query_ids serve both sides"
+        )
+    if keys is not None and (query_ids is None) != (key_ids is None):
+        missing, given = ("query_ids", "key_ids") if query_ids is None else ("key_ids", "query_ids")
+        raise ValueError(f"{missing} must be given together with {given}, got None")
+    if query_ids is not None:
+        check_ids("query_ids", query_ids, "(N,)", queries.shape[0])
+        check_device("query_ids", query_ids, "queries", queries)
+    if keys is not None and key_ids is not None:
+        check_ids("key_ids", key_ids, "(M,)", keys.shape[0])
+        check_device("key_ids", key_ids, "queries", queries)
+
+
+def _check_combination(
+    queries: Tensor, keys: Tensor | None, per_query: bool, bias: Tensor | None, columns: bool
+) -> None:
+    """Forms whose two sides cannot share one exponential are refused."""
+    form = "columns=True" if columns else "the symmetric form (keys=None)"
+    if (columns or keys is None) and per_query:
+        raise ValueError(
+            f"scale must have one element with {form}, got shape ({queries.shape[0]},): with a "
+            "scale for each query the two sides would need an exponential each"
+        )
+    if (columns or keys is None) and bias is not None:
+        raise ValueError(
+            f"bias must be None with {form}: a bias for each key shifts rows and columns "
+            "differently, so they share no exponential"
+        )
+    if columns and keys is None:
+        raise ValueError(
+            "columns must be False in the symmetric form (keys=None): there they equal the rows"
+        )
+    if columns and queries.shape[0] == 0:
+        raise ValueError(
+            "queries must hold at least one row with columns=True: a sum over no queries has no "
+            "logarithm"
+        )

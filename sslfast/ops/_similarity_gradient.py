@@ -1,0 +1,53 @@
+"""The gradient of `similarity_logsumexp` in plain torch: the formula of its module docstring."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def reference_backward(
+    drows: Tensor,
+    dcols: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    rows: Tensor,
+    cols: Tensor,
+    cache: Tensor,
+    columns: bool,
+    *needs: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """G and its four sums; empty where not needed. The cache of exponentials is not used."""
+    need_queries, need_keys, need_scale, need_bias = needs
+    symmetric = keys is None
+    q = queries.to(scale.dtype)  # (N, D)
+    k = q if keys is None else keys.to(scale.dtype)  # (M, D)
+    similarity = q @ k.T  # (N, M)
+    factor = scale.reshape(-1, 1)  # (1, 1) or (N, 1)
+    logits = factor * similarity if bias is None else factor * similarity + bias  # (N, M)
+    gradient = _softmax_gradient(logits, rows[:, None], drows[:, None])  # (N, M)
+    if columns:
+        gradient = gradient + _softmax_gradient(logits, cols, dcols)  # (N, M)
+    if query_ids is not None:
+        others = query_ids if key_ids is None else key_ids  # (M,)
+        gradient = gradient.masked_fill(query_ids[:, None] == others[None, :], 0)  # (N, M)
+    empty = scale.new_empty
+    both = gradient + gradient.T if symmetric else gradient  # (N, M)
+    products = (gradient * similarity).sum(1)  # (N,)
+    dscale = products if scale.numel() > 1 else products.sum().reshape(1)  # (N,) or (1,)
+    return (
+        factor * (both @ k) if need_queries else empty(0),  # (N, D)
+        gradient.T @ (factor * q) if need_keys and not symmetric else empty(0),  # (M, D)
+        dscale if need_scale else empty(0),
+        gradient.sum(0) if need_bias else empty(0),  # (M,)
+    )
+
+
+def _softmax_gradient(logits: Tensor, lse: Tensor, dlse: Tensor) -> Tensor:
+    """dlse exp(logits - lse), 0 where the sum was empty."""
+    none = lse == -torch.inf
+    return (logits - lse.masked_fill(none, torch.inf)).exp() * dlse.masked_fill(none, 0)

@@ -1,0 +1,279 @@
+r"""Log-sum-exp of scaled similarities, over the keys that are not excluded.
+
+    rows_i = log sum_{j: key_id_j != query_id_i} exp(s_ij),    s_ij = scale_i <q_i, k_j> + bias_j
+    cols_j = log sum_{i: key_id_j != query_id_i} exp(s_ij)
+
+Sources: the denominator of NT-Xent (Chen et al. 2020, equation 1), InfoNCE (van den Oord et al.
+2018, equation 4), MoCo (He et al. 2020, equation 1), CLIP (Radford et al. 2021, figure 3). With
+r and c the gradients of rows and cols, everything follows from one matrix G that is never stored:
+
+    G_ij = r_i exp(s_ij - rows_i) + c_j exp(s_ij - cols_j)      (0 where excluded)
+    dq_i = scale_i sum_j G_ij k_j       dscale_i = sum_j G_ij <q_i, k_j>
+    dk_j = sum_i scale_i G_ij q_i       dbias_j  = sum_i G_ij
+
+Symmetric form (``keys=None``): s_ij = s_ji, so the tiles above the diagonal serve both sides and
+G + G^T is the one gradient. A row whose every key is excluded is -inf and has zero gradient.
+
+Never materialised: anything of N x M elements. With U = 2 N M D operations, rows cost U forward
+and 3 U backward (recompute and two products); the symmetric form U/2 and 3 U/2, one U/2 less where
+exponentials are kept (`CACHE_BYTES`). Memory traffic is O((N + M) D) when tiles stay in cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from sslfast import _backends
+from sslfast._registry import Implementation, Primitive, register_primitive
+from sslfast.cpu import similarity_logsumexp as cpu
+from sslfast.ops import _similarity_cases as cases
+from sslfast.ops import _similarity_cost as cost
+from sslfast.ops._checks import FLOATS, accumulator, check_finite
+from sslfast.ops._similarity_arguments import check_arguments, scale_tensor, tile_operands
+from sslfast.ops._similarity_gradient import reference_backward
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def reference(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    columns: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The formula in plain torch; half-precision rows are widened to float32 first."""
+    wide = accumulator(queries.dtype)
+    if keys is None:
+        keys, key_ids = queries, query_ids
+    similarity = queries.to(wide) @ keys.to(wide).T  # (N, M)
+    scale = torch.as_tensor(scale, dtype=wide, device=queries.device)  # () or (N,)
+    logits = scale.reshape(-1, 1) * similarity  # (N, M)
+    if bias is not None:
+        logits = logits + bias.to(wide)  # (N, M)
+    if query_ids is not None and key_ids is not None:
+        excluded = query_ids[:, None] == key_ids[None, :]  # (N, M)
+        logits = logits.masked_fill(excluded, -torch.inf)  # (N, M)
+    rows = logits.logsumexp(1)  # (N,)
+    return (rows, logits.logsumexp(0)) if columns else rows  # (N,), (M,)
+
+
+@overload
+def similarity_logsumexp(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    columns: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def similarity_logsumexp(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    columns: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def similarity_logsumexp(
+    queries: Tensor,
+    keys: Tensor | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    columns: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Log-sum-exp of each query's similarities to the keys that it does not exclude.
+
+    Args:
+        queries: (N, D) rows, normalised or not; float16, bfloat16, float32 or float64.
+        keys: (M, D) rows. ``None``: the symmetric form, the keys are the queries, each pair is
+            computed once and both sides share one gradient. Two dtypes promote to the wider.
+        scale: inverse temperature; a number, a one-element tensor (may be learnable), or a (N,)
+            tensor with one value a query (rows of two matrices only).
+        bias: (M,) added to each key's logits (rows of two matrices only).
+        query_ids: (N,) integers; a key with the query's id is left out of its sum. In the
+            symmetric form they are the keys' ids too.
+        key_ids: (M,) integers, together with `query_ids`.
+        columns: also sum over the queries of each key, in the same pass (two matrices, one
+            scale, no bias).
+
+    Returns:
+        (N,) rows, or (N,) rows and (M,) columns, in float32 (float64 for float64 inputs); -inf,
+        with zero gradient, where every key is excluded. Without queries the rows are empty.
+
+    Raises:
+        TypeError: an argument is not a tensor of the right kind.
+        ValueError: shapes or devices do not match, there are no keys, `scale` or `bias` is not
+            finite (on CUDA values are read under ``SSLFAST_CHECK=1`` only), or options are
+            combined that have no shared exponential.
+
+    Differs from `torch.logsumexp` of a product: half-precision rows accumulate in float32 and
+    the result stays float32; under autocast rows are rounded to the autocast dtype, as a matrix
+    product would. A second derivative raises.
+    """
+    check_arguments(queries, keys, scale, bias, query_ids, key_ids, columns)
+    queries, keys = tile_operands(queries, keys)
+    wide = accumulator(queries.dtype)
+    rows, cols, _ = _forward(
+        queries,
+        keys,
+        scale_tensor(scale, queries, wide),
+        None if bias is None else bias.to(wide),
+        None if query_ids is None else query_ids.to(torch.int64),
+        None if key_ids is None else key_ids.to(torch.int64),
+        columns,
+        cost.cache_elements(queries, keys, scale),
+        _backends.forced(),
+    )
+    return (rows, cols) if columns else rows
+
+
+_ARGUMENTS = (
+    "Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids"
+)
+
+
+@torch.library.custom_op(
+    "sslfast::similarity_logsumexp",
+    mutates_args=(),
+    schema=f"({_ARGUMENTS}, bool columns, int cache_elements, str backend)"
+    " -> (Tensor rows, Tensor cols, Tensor cache)",
+)
+def _forward(
+    queries: Tensor, keys: Tensor | None, scale: Tensor, bias: Tensor | None, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_finite("scale", scale)
+    if bias is not None:
+        check_finite("bias", bias)
+    *arguments, backend = others
+    choice = _backends.choose(SPEC, backend, queries, keys)
+    outputs: tuple[Tensor, Tensor, Tensor] = choice.forward(queries, keys, scale, bias, *arguments)
+    return outputs
+
+
+@_forward.register_fake
+def _(
+    queries: Tensor, keys: Tensor | None, scale: Tensor, *options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    columns, cache_elements, _backend = options[-3:]
+    num_keys = queries.shape[0] if keys is None else keys.shape[0]
+    return (
+        scale.new_empty(queries.shape[0]),
+        scale.new_empty(num_keys if columns else 0),
+        scale.new_empty(cache_elements),
+    )
+
+
+@torch.library.custom_op(
+    "sslfast::similarity_logsumexp_backward",
+    mutates_args=(),
+    schema=f"(Tensor drows, Tensor dcols, {_ARGUMENTS}, Tensor rows, Tensor cols, Tensor cache,"
+    " bool columns, bool need_queries, bool need_keys, bool need_scale, bool need_bias,"
+    " str backend) -> (Tensor dqueries, Tensor dkeys, Tensor dscale, Tensor dbias)",
+)
+def _backward(
+    drows: Tensor, dcols: Tensor, queries: Tensor, keys: Tensor | None, *others: Any
+) -> Gradients:
+    *arguments, backend = others
+    choice = _backends.choose(SPEC, backend, queries, keys)
+    dqueries, dkeys, *rest = choice.backward(drows, dcols, queries, keys, *arguments)
+    return (dqueries.to(queries.dtype), dkeys.to(queries.dtype), *rest)
+
+
+@_backward.register_fake
+def _(
+    drows: Tensor,
+    dcols: Tensor,
+    queries: Tensor,
+    keys: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    *others: Any,
+) -> Gradients:
+    need_queries, need_keys, need_scale, need_bias, _backend = others[-5:]
+    return (
+        queries.new_empty(queries.shape if need_queries else 0),
+        queries.new_empty(0) if keys is None or not need_keys else keys.new_empty(keys.shape),
+        scale.new_empty(scale.shape if need_scale else 0),
+        scale.new_empty(0) if bias is None or not need_bias else bias.new_empty(bias.shape),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.columns, _, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(
+    ctx: Any, drows: Tensor | None, dcols: Tensor | None, dcache: None
+) -> tuple[Tensor | None, ...]:
+    *tensors, rows, cols, cache = ctx.saved_tensors
+    drows = torch.zeros_like(rows) if drows is None else drows
+    dcols = torch.zeros_like(cols) if dcols is None else dcols
+    needs = ctx.needs_input_grad[:4]
+    gradients = _backward(
+        drows, dcols, *tensors, rows, cols, cache, ctx.columns, *needs, ctx.backend
+    )
+    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
+    return *wanted, None, None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _reference_forward(
+    queries: Tensor,
+    keys: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    columns: bool,
+    cache_elements: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    ids = {"query_ids": query_ids, "key_ids": key_ids}
+    with torch.autocast(queries.device.type, enabled=False):
+        outputs = reference(queries, keys, scale=scale, bias=bias, columns=columns, **ids)
+    rows, cols = outputs if isinstance(outputs, tuple) else (outputs, scale.new_empty(0))
+    return rows, cols, scale.new_empty(cache_elements)
+
+
+SPEC = register_primitive(
+    Primitive(
+        name="similarity_logsumexp",
+        equation="lse_i = log sum_{j: key_id_j != query_id_i} exp(scale_i <q_i, k_j> + bias_j)",
+        never_builds="N x M",
+        serves=("NT-Xent", "InfoNCE with a queue", "MoCo", "CLIP", "SupCon", "DCL"),
+        reference=reference,
+        function=similarity_logsumexp,
+        forward_op=_forward,
+        backward_op=_backward,
+        implementations={
+            "cpu": Implementation(cpu.forward, cpu.backward, cpu.DTYPES),
+            "reference": Implementation(_reference_forward, reference_backward, FLOATS),
+        },
+        samples=cases.SAMPLES,
+        differentiable=("queries", "keys", "scale", "bias"),
+        flops=cost.flops,
+        bytes=cost.bytes_moved,
+        peak_bytes=cost.peak_bytes,
+        properties=cases.PROPERTIES,
+    )
+)

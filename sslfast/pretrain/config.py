@@ -1,0 +1,91 @@
+"""What decides the result of a run: one flat, checked dataclass, stored in every checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sslfast.data.recipes import ViewRecipe
+
+METHODS = ("simclr",)
+LOSSES = ("fused", "eager")
+RESUME_HINT = "give the value of the run, or start anew with another --output or --overwrite"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Configuration of a run; a resumed run must have the same.
+
+    Args:
+        method: name of the method, default "simclr".
+        loss: "fused" (``sslfast.losses``) or "eager" (plain PyTorch), default "fused".
+        steps: optimizer steps per seed.
+        batch_size: images per step; the loss sees twice as many rows.
+        temperature: of NT-Xent.
+        lr: peak learning rate of AdamW.
+        weight_decay: of AdamW.
+        seed: of the first of the seeds.
+        seeds: how many seeds are trained, seed, seed + 1, ...
+        width: channels after the encoder's first convolution.
+        ceiling_steps: optimizer steps of the supervised ceiling; 0 leaves it out.
+        data_digest: sha256 of the training images.
+    """
+
+    method: str = "simclr"
+    loss: str = "fused"
+    steps: int = 450
+    batch_size: int = 256
+    temperature: float = 0.2
+    lr: float = 0.003
+    weight_decay: float = 1e-4
+    seed: int = 0
+    seeds: int = 3
+    width: int = 16
+    ceiling_steps: int = 150
+    data_digest: str = ""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("method", METHODS), ("loss", LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name, low in (
+            ("steps", 1), ("batch_size", 2), ("seed", 0), ("seeds", 1), ("width", 1),
+            ("ceiling_steps", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("temperature", "lr"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+VIEWS: Mapping[str, ViewRecipe] = {"simclr": ViewRecipe()}
+
+
+def refuse_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """ValueError that names the first field in which ``wanted`` differs from the stored run."""
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{name} is {wanted.get(name)!r} but the run in {where} has "
+                f"{stored.get(name)!r}; {RESUME_HINT}"
+            )
+
+
+def config_from_dict(stored: Mapping[str, Any], where: str) -> Config:
+    """The configuration of a stored run; ValueError if it is not one."""
+    names = {field.name for field in fields(Config)}
+    if stored.keys() != names:
+        odd = ", ".join(sorted(stored.keys() ^ names))
+        raise ValueError(f"{where} is not a configuration of this version: see the fields {odd}")
+    return Config(**stored)

@@ -1,0 +1,126 @@
+"""The native build: instruction sets, vector mathematics, threads, and the stable interface."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import sslfast
+from sslfast import _library
+from tests.conftest import REQUIRE_NATIVE
+
+LIBRARY = Path(sslfast.__file__).parent / _library.LIBRARY_NAME
+ISAS = ("baseline", "avx2", "avx512")
+
+
+@pytest.fixture(scope="module")
+def native():
+    reason = _library.missing_reason()
+    if reason is not None and REQUIRE_NATIVE:
+        pytest.fail(reason)
+    if reason is not None:
+        pytest.skip(reason)
+    return importlib.import_module("sslfast._native")
+
+
+def _require(native, isa: str) -> None:
+    if isa not in native.supported_isas():
+        pytest.skip(f"this processor or build has no {isa}")
+
+
+def test_report_names_what_was_built(native):
+    info = native.build_info()
+    assert set(native.supported_isas()) <= set(info["isas"]) <= set(ISAS)
+    assert "baseline" in native.supported_isas()
+    assert info["stable_abi"] == "2.10"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dtype", "ulp"), [("float32", 2.0**-23), ("float64", 2.0**-52)])
+def test_exp_within_two_units_in_the_last_place(native, isa, dtype, ulp):
+    _require(native, isa)
+    limit = 87 if dtype == "float32" else 708
+    x = torch.linspace(-limit, limit, 20011, dtype=torch.float64)
+    x = torch.cat([x, torch.linspace(-1, 1, 5003, dtype=torch.float64)])
+    x = x.to(getattr(torch, dtype)).double()
+    result = torch.tensor(native.exp(isa, dtype, x.tolist()), dtype=torch.float64)
+    assert ((result / torch.exp(x) - 1).abs() <= 2 * ulp).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exp_limits(native, isa, dtype):
+    _require(native, isa)
+    zero, low, high, infinite, nan, one = native.exp(
+        isa, dtype, [-math.inf, -2000.0, 2000.0, math.inf, math.nan, 0.0]
+    )
+    assert (zero, low, high, infinite, one) == (0.0, 0.0, math.inf, math.inf, 1.0)
+    assert math.isnan(nan)
+
+
+def test_parallel_loops_really_use_the_threads(native):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert native.num_threads() == 2
+        assert native.distinct_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_arithmetic_peak_is_measured_and_checked(native):
+    assert native.fma_peak("baseline", "float32", 0.01, 1) > 1e8
+    with pytest.raises(ValueError, match="isa = 'sse9'"):
+        native.fma_peak("sse9")
+    with pytest.raises(ValueError, match="dtype = 'int8'"):
+        native.fma_peak("baseline", "int8")
+    with pytest.raises(ValueError, match="seconds"):
+        native.fma_peak("baseline", "float32", -1.0)
+    with pytest.raises(ValueError, match="threads"):
+        native.fma_peak("baseline", "float32", 0.01, 0)
+
+
+def test_direct_call_with_a_wrong_argument_raises(native):
+    z = torch.randn(4, 3)
+    one, forward = torch.ones(1), torch.ops.sslfast_native.similarity_logsumexp_cpu
+    with pytest.raises(RuntimeError, match="queries must be contiguous"):
+        forward(z.T, None, one, None, None, None, False, 0, 0)
+    with pytest.raises(RuntimeError, match="instruction set"):
+        forward(z, None, one, None, None, None, False, 0, 9)
+    with pytest.raises(RuntimeError, match="columns need keys"):
+        forward(z, None, one, None, None, None, True, 0, 0)
+    with pytest.raises(RuntimeError, match="query_ids must be"):
+        forward(z, None, one, None, torch.arange(5), None, False, 0, 0)
+
+
+def _tool(*command: str) -> list[str]:
+    out = subprocess.run([*command, str(LIBRARY)], capture_output=True, text=True, check=True)
+    return out.stdout.splitlines()
+
+
+def test_library_uses_only_the_stable_interface_of_torch(native):
+    """One build must serve torch 2.10 and later: no symbol of at:: or c10:: may be needed."""
+    needed = _tool("nm", "-C", "-D", "--undefined-only")
+    assert any("aoti_torch" in line for line in needed)
+    assert [line for line in needed if "at::" in line or "c10::" in line] == []
+
+
+@pytest.mark.parametrize(("register", "isas"), [("zmm", ISAS[2:]), ("ymm", ISAS[1:])])
+def test_wide_registers_only_in_code_of_their_instruction_set(native, register, isas):
+    """An inline function compiled for AVX-512 and linked into the baseline would crash there."""
+    if "avx512" not in native.compiled_isas():
+        pytest.skip("this build has the baseline only")
+    users, function = set(), ""
+    for line in _tool("objdump", "-d", "--no-show-raw-insn"):
+        if line.endswith(">:"):
+            function = line
+        elif f"%{register}" in line:
+            users.add(function)
+    assert users
+    mangled = [f"7sslfast{len(isa)}{isa}" for isa in isas]
+    assert [f for f in users if not any(name in f for name in mangled)] == []

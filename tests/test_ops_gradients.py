@@ -1,0 +1,160 @@
+"""Gradients against finite differences in float64, and what has no gradient."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+import torch
+from conftest import CASES, Case
+from torch import Tensor
+
+import sslfast
+from sslfast.testing import cast
+
+MAX_INPUTS = 700  # finite differences cost two calls an element
+CHECKED = tuple(
+    case
+    for case in CASES
+    if case.sample.size in ("tiny", "extreme")
+    and "0.001" not in case.sample.name
+    and "zero_row" not in case.sample.name
+    and sum(
+        value.numel()
+        for value in case.sample.make(torch.Generator().manual_seed(0)).values()
+        if isinstance(value, Tensor)
+    )
+    <= MAX_INPUTS
+)
+
+
+@pytest.mark.parametrize("case", CHECKED, ids=str)
+def test_gradcheck(case: Case, cpu_backend: str, generator: torch.Generator) -> None:
+    arguments = case.sample.make(generator)
+    names = [n for n in case.primitive.differentiable if n in arguments]
+    leaves = [arguments[name].requires_grad_() for name in names]
+
+    def function(*values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = case.primitive.function(**{**arguments, **dict(zip(names, values, strict=True))})
+        if isinstance(outputs, Tensor):
+            return _finite(outputs)
+        return tuple(_finite(output) for output in outputs)
+
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=False)
+
+
+def _finite(output: Tensor) -> Tensor:
+    """Rows whose every key is excluded are -inf and have no finite difference."""
+    return output.masked_fill(output == -torch.inf, 0.0)
+
+
+def _options(generator: torch.Generator) -> dict[str, Tensor]:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "queries": normal(5, 3),
+        "keys": normal(7, 3),
+        "scale": normal(5),
+        "bias": normal(7),
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        names
+        for count in (1, 2, 3)
+        for names in combinations(("queries", "keys", "scale", "bias"), count)
+    ],
+    ids="+".join,
+)
+def test_partial_gradients(
+    wanted: tuple[str, ...], cpu_backend: str, generator: torch.Generator
+) -> None:
+    """Each subset of the arguments that may require a gradient."""
+    arguments = _options(generator)
+    for name in wanted:
+        arguments[name].requires_grad_()
+    leaves = [arguments[name] for name in wanted]
+    ids = {"query_ids": torch.arange(5) % 3, "key_ids": torch.arange(7) % 4}
+    actual = torch.autograd.grad(sslfast.similarity_logsumexp(**arguments, **ids).sum(), leaves)
+    with sslfast.backend("reference"):
+        expected = torch.autograd.grad(
+            sslfast.similarity_logsumexp(**arguments, **ids).sum(), leaves
+        )
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("unused", [0, 1], ids=["rows", "columns"])
+def test_one_output_unused(unused: int, cpu_backend: str, generator: torch.Generator) -> None:
+    options = _options(generator)
+    queries, keys = (options[name].requires_grad_() for name in ("queries", "keys"))
+    outputs = sslfast.similarity_logsumexp(queries, keys, scale=3.0, columns=True)
+    actual = torch.autograd.grad(outputs[1 - unused].sum(), (queries, keys))
+    exchanged = (queries, keys) if unused else (keys, queries)
+    expected = sslfast.similarity_logsumexp(*exchanged, scale=3.0).sum()
+    torch.testing.assert_close(actual, torch.autograd.grad(expected, (queries, keys)))
+
+
+def test_learned_scale_without_row_gradient(cpu_backend: str, generator: torch.Generator) -> None:
+    """Only the temperature learns; with enough features for the exponentials to be kept."""
+    queries = torch.randn(33, 80, generator=generator, dtype=torch.float64)
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    ids = torch.arange(33)
+
+    def total(value: Tensor) -> Tensor:
+        return sslfast.similarity_logsumexp(queries, scale=value, query_ids=ids).sum()
+
+    assert torch.autograd.gradcheck(total, scale)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 191, 192, 193, 400])
+def test_kept_exponentials_do_not_change_the_gradient(
+    num_rows: int, cpu_backend: str, generator: torch.Generator
+) -> None:
+    """With a gradient to come the symmetric form keeps exponentials; the rectangular never does."""
+    rows = torch.randn(num_rows, 64, generator=generator, dtype=torch.float64)
+    rows = (rows / 4).requires_grad_()
+    symmetric = sslfast.similarity_logsumexp(rows, scale=1.5)
+    rectangular = sslfast.similarity_logsumexp(rows, rows, scale=1.5)
+    with torch.no_grad():
+        torch.testing.assert_close(sslfast.similarity_logsumexp(rows, scale=1.5), symmetric)
+    weights = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(symmetric, rows, weights),
+        torch.autograd.grad(rectangular, rows, weights),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_zero_row_has_finite_gradient(dtype: torch.dtype, cpu_backend: str) -> None:
+    rows = torch.zeros(3, 4, dtype=dtype)
+    rows[1] = 1
+    rows.requires_grad_()
+    sslfast.l2_normalize(rows).backward(torch.full((3, 4), 2.0, dtype=dtype))
+    assert rows.grad is not None
+    assert rows.grad.isfinite().all()
+
+
+def test_excluded_rows_have_zero_gradient(cpu_backend: str, generator: torch.Generator) -> None:
+    queries = torch.randn(4, 3, generator=generator, requires_grad=True)
+    keys = torch.randn(2, 3, generator=generator, requires_grad=True)
+    rows = sslfast.similarity_logsumexp(
+        queries, keys, query_ids=torch.tensor([0, 1, 0, 2]), key_ids=torch.zeros(2).long()
+    )
+    assert (rows == -torch.inf).tolist() == [True, False, True, False]
+    dqueries, dkeys = torch.autograd.grad(rows[[0, 2]].sum(), (queries, keys))
+    assert not dqueries.any()
+    assert not dkeys.any()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.sample.size == "ragged"], ids=str)
+def test_second_derivative_raises(case: Case, generator: torch.Generator) -> None:
+    arguments = cast(case.sample.make(generator), torch.float32)
+    leaf = arguments[case.primitive.differentiable[0]].requires_grad_()
+    outputs = case.primitive.function(**arguments)
+    first = outputs if isinstance(outputs, Tensor) else outputs[0]
+    (gradient,) = torch.autograd.grad(first.sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{case.primitive.name}_backward"):
+        gradient.sum().backward()

@@ -1,0 +1,143 @@
+"""Results depend on values alone: not on memory layout, stale memory, repetition or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from conftest import CASES, CPU_BACKENDS, Case, require_backend
+from torch import Tensor
+
+import sslfast
+from sslfast.testing import cast, evaluate
+
+FAST_CASES = tuple(case for case in CASES if case.sample.size in ("tiny", "ragged"))
+LARGE_CASES = tuple(case for case in CASES if case.sample.size in ("ragged", "typical"))
+
+
+def run(case: Case, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    return evaluate(case.primitive.function, arguments, case.primitive.differentiable)
+
+
+def assert_bitwise(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors are NaN (the largest integer for integers) until they are written."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan().all()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_element_is_written(
+    case: Case, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
+) -> None:
+    arguments = cast(case.sample.make(generator), dtype)
+    expected = run(case, arguments)
+    with poisoned_memory():
+        actual = run(case, arguments)
+    assert_bitwise(actual, expected)
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2] if tensor.ndim else tensor
+
+
+def _offset(tensor: Tensor) -> Tensor:
+    """Unaligned: starts one element into its storage."""
+    storage = tensor.new_empty(tensor.numel() + 1)
+    return storage[1:].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("layout", [_transposed, _strided, _offset])
+@pytest.mark.parametrize("case", FAST_CASES, ids=str)
+def test_layout_does_not_matter(
+    case: Case,
+    layout: Callable[[Tensor], Tensor],
+    cpu_backend: str,
+    generator: torch.Generator,
+) -> None:
+    plain = case.sample.make(generator)
+    arranged = {n: layout(v) if isinstance(v, Tensor) else v for n, v in plain.items()}
+    floating = [n for n, v in plain.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    leaves = [arranged[n].requires_grad_() for n in floating]
+    outputs = case.primitive.function(**arranged)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    gradients = torch.autograd.grad([output.sum() for output in outputs], leaves)
+    ones = [value.detach().clone().requires_grad_() for value in (plain[n] for n in floating)]
+    expected = case.primitive.function(**{**plain, **dict(zip(floating, ones, strict=True))})
+    expected = (expected,) if isinstance(expected, Tensor) else expected
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad([output.sum() for output in expected], ones)
+    )
+
+
+def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generator) -> None:
+    """Stride 0 in operands and in the incoming gradient."""
+    for case in CASES:
+        arguments = case.sample.make(generator)
+        name = next(iter(arguments))
+        if case.sample.size != "ragged" or arguments[name].ndim != 2:
+            continue
+        row = arguments[name][:1].clone().requires_grad_()
+        copies = row.detach().repeat(len(arguments[name]), 1).requires_grad_()
+        expanded = case.primitive.function(**{**arguments, name: row.expand_as(copies)})
+        repeated = case.primitive.function(**{**arguments, name: copies})
+        for left, right in zip(*(_tuple(each) for each in (expanded, repeated)), strict=True):
+            torch.testing.assert_close(left, right)
+        (drow,) = torch.autograd.grad([each.sum() for each in _tuple(expanded)], row)
+        (dcopies,) = torch.autograd.grad([each.sum() for each in _tuple(repeated)], copies)
+        torch.testing.assert_close(drow, dcopies.sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+def test_two_runs_agree_bitwise(case: Case, cpu_backend: str, generator: torch.Generator) -> None:
+    arguments = cast(case.sample.make(generator), torch.float32)
+    assert_bitwise(run(case, arguments), run(case, arguments))
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+@pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])
+def test_one_and_two_threads_agree_bitwise(
+    case: Case, backend: str, generator: torch.Generator
+) -> None:
+    """Not the reference: torch promises no order of summation across thread counts."""
+    require_backend(backend)
+    arguments = cast(case.sample.make(generator), torch.float32)
+    with sslfast.backend(backend):
+        one = run(case, arguments)
+        with threads(2):
+            two = run(case, arguments)
+    assert_bitwise(two, one)
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

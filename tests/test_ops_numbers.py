@@ -1,0 +1,37 @@
+"""Every primitive on every backend, dtype and sample: values and gradients by the error rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import CASES, Case
+
+from sslfast._registry import Tolerance
+from sslfast.testing import check_case
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ABSOLUTE_EPS = 32  # limit of the relative L2 error, in eps of the tested dtype
+WELL_CONDITIONED = ("ragged", "typical")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(
+    case: Case, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
+) -> None:
+    primitive, sample = case.primitive, case.sample
+    if dtype not in primitive.implementations[cpu_backend.partition(":")[0]].dtypes:
+        pytest.skip(f"{cpu_backend} does not take {dtype}")
+    judged = sample.size in WELL_CONDITIONED and dtype != torch.float64
+    absolute = ABSOLUTE_EPS * torch.finfo(dtype).eps if judged else None
+    report = check_case(
+        primitive.function,
+        primitive.reference,
+        sample.make(generator),
+        dtype=dtype,
+        differentiable=primitive.differentiable,
+        tolerance=primitive.tolerances.get((cpu_backend, dtype), Tolerance()),
+        absolute=absolute,
+    )
+    print(f"error ratio {report.ratio:.2f}")
+    report.require()
