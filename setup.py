@@ -52,7 +52,9 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         flags = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run(["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *flags], check=True)
+        subprocess.run(
+            ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *flags], check=True
+        )
         subprocess.run(["cmake", "--build", str(build)], check=True)
 
     def _built(self) -> list[Path]:

@@ -158,3 +158,18 @@ def test_second_derivative_raises(case: Case, generator: torch.Generator) -> Non
     (gradient,) = torch.autograd.grad(first.sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{case.primitive.name}_backward"):
         gradient.sum().backward()
+
+
+def test_probabilities_of_a_row_sum_to_one(cpu_backend: str) -> None:
+    """The saved sum is rounded to float32, 2e-6 here, which would scale the row's gradient."""
+    worst = 0.0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        queries = 3 * torch.randn(1, 16, generator=generator)
+        keys = torch.randn(5000, 16, generator=generator)
+        bias = torch.zeros(5000, requires_grad=True)
+        (dbias,) = torch.autograd.grad(
+            sslfast.similarity_logsumexp(queries, keys, bias=bias).sum(), bias
+        )
+        worst = max(worst, abs(float(dbias.double().sum()) - 1))
+    assert worst < (4e-6 if cpu_backend == "reference" else 1.5e-7)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from contrastive_inputs import views
-from sslfast.bench.peers import lightly_ntxent, lightly_version
 from torch import Tensor
 
+from sslfast.bench.peers import lightly_ntxent, lightly_version
 from sslfast.losses import NTXentLoss
 
 try:

@@ -204,6 +204,10 @@ def test_the_whole_job_writes_its_results(
     shown = capsys.readouterr().out
     for words in ("raw pixels", "untrained encoder", "trained encoder", "supervised", "RankMe"):
         assert words in shown
+    again = ["pretrain", "--output", str(output), "--data", str(folder), "--resume"]
+    assert cli.main(again) == 0
+    assert json.loads((output / RESULTS).read_text())["runs"] == results["runs"]
+    capsys.readouterr()
     checkpoint = str(output / "seed-1" / "checkpoint.pt")
     assert cli.main(["evaluate", checkpoint, "--data", str(folder), "--k", "5"]) == 0
     assert "step 6" in capsys.readouterr().out

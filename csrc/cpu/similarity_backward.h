@@ -134,14 +134,17 @@ class BackwardPass {
     mode_ = !columns_                            ? Exponentials::kRows
             : cache_ || most - least <= kHead<T> ? Exponentials::kShared
                                                  : Exponentials::kSplit;
-    const auto weigh = [&](const T* lse, const T* gradient, int64_t n, T* weight) {
+    // The rounding of a sum would scale its whole row; the residual takes it back.
+    const auto weigh = [&](const T* lse, const T* residual, const T* gradient, int64_t n,
+                           T* weight) {
       for (int64_t i = 0; i < n; ++i) {
-        const double factor = mode_ == Exponentials::kShared ? __builtin_exp(shift - lse[i]) : 1;
-        weight[i] = empty(lse[i]) ? T(0) : T(gradient[i] * factor);
+        const double rest = residual ? residual[i] : 0;
+        const double log_factor = mode_ == Exponentials::kShared ? shift - lse[i] - rest : -rest;
+        weight[i] = empty(lse[i]) ? T(0) : T(gradient[i] * __builtin_exp(log_factor));
       }
     };
-    weigh(p_.row_lse, p_.drows, p_.rows, weights_.row);
-    if (own_columns) weigh(p_.col_lse, p_.dcols, p_.keys, weights_.key);
+    weigh(p_.row_lse, p_.row_residual, p_.drows, p_.rows, weights_.row);
+    if (own_columns) weigh(p_.col_lse, p_.col_residual, p_.dcols, p_.keys, weights_.key);
     for (int64_t i = 0; i < p_.rows; ++i) {
       const double lse = mode_ == Exponentials::kShared ? shift : double(p_.row_lse[i]);
       all.row_offset[i] = empty(p_.row_lse[i]) ? T(0) : T(-lse);

@@ -154,7 +154,8 @@ class ForwardPass {
     if (cache_) cache_[0] = T(__builtin_nan(""));
     // Above this reach a row may well have no term within range of the shift: do not try.
     if (bound <= 2.2 * kHead<T>) {
-      const T shift = T(bound > kHead<T> ? bound - kHead<T> : 0);
+      // A whole number, so that taking it from a large logit rounds nothing away.
+      const T shift = T(bound > kHead<T> ? __builtin_ceil(bound - kHead<T>) : 0);
       p_.row_ids ? fixed<true>(shift) : fixed<false>(shift);
       if (sums_in_range()) {
         if (cache_) cache_[0] = shift;
@@ -243,13 +244,19 @@ class ForwardPass {
 
   template <class R, class C>
   void finish(const R& row_shift, const C& col_shift) {
-    const auto lse = [](double shift, double total) {
-      if (shift == __builtin_inf() || total == 0) return T(total == 0 ? -__builtin_inf() : shift);
-      return T(shift + __builtin_log(total));
-    };
-    for (int64_t i = 0; i < p_.rows; ++i) p_.row_lse[i] = lse(row_shift(i), row_sum_[i]);
-    if (p_.columns)
-      for (int64_t j = 0; j < p_.keys; ++j) p_.col_lse[j] = lse(col_shift(j), col_sum_[j]);
+    write(row_shift, row_sum_, p_.rows, p_.row_lse, p_.row_residual);
+    if (p_.columns) write(col_shift, col_sum_, p_.keys, p_.col_lse, p_.col_residual);
+  }
+
+  template <class S>
+  static void write(const S& shift, const double* sum, int64_t n, T* lse, T* residual) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double exact = sum[i] == 0                   ? -__builtin_inf()
+                           : shift(i) == __builtin_inf() ? shift(i)
+                                                         : shift(i) + __builtin_log(sum[i]);
+      lse[i] = T(exact);
+      if (residual) residual[i] = __builtin_isinf(lse[i]) ? T(0) : T(exact - lse[i]);
+    }
   }
 
   const SimilarityForward<T>& p_;

@@ -115,6 +115,25 @@ struct Arguments {
   }
 };
 
+// The cache tensor: the residuals of rows and columns, then the exponentials of the symmetric form;
+// each only where there is room for it.
+template <class T>
+struct CacheLayout {
+  T *row_residual = nullptr, *col_residual = nullptr, *exponentials = nullptr;
+  int64_t exponential_elements = 0;
+
+  CacheLayout(T* memory, int64_t elements, const Arguments& a) {
+    const int64_t sums = a.n() + (a.columns ? a.m() : 0);
+    const int64_t residuals = (sums + 15) / 16 * 16;
+    if (elements < residuals) return;
+    row_residual = memory;
+    if (a.columns) col_residual = memory + a.n();
+    if (a.keys || elements == residuals) return;
+    exponentials = memory + residuals;
+    exponential_elements = elements - residuals;
+  }
+};
+
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements,
                                            void (*kernel)(const SimilarityForward<T>&)) {
@@ -126,8 +145,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_ele
   a.fill(p, ids, workspace);
   p.row_lse = mutable_data<T>(rows);
   p.col_lse = mutable_data<T>(cols);
-  p.cache = a.keys ? nullptr : mutable_data<T>(cache);
-  p.cache_elements = cache_elements;
+  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, a);
+  p.row_residual = layout.row_residual;
+  p.col_residual = layout.col_residual;
+  p.cache = layout.exponentials;
+  p.cache_elements = layout.exponential_elements;
   kernel(p);
   return {rows, cols, cache};
 }
@@ -161,8 +183,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dcols = a.columns ? data<T>(dcols) : nullptr;
   p.row_lse = data<T>(rows);
   p.col_lse = a.columns ? data<T>(cols) : nullptr;
-  p.cache_elements = a.keys ? 0 : cache.numel();
-  p.cache = p.cache_elements ? data<T>(cache) : nullptr;
+  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(), a);
+  p.row_residual = layout.row_residual;
+  p.col_residual = layout.col_residual;
+  p.cache = layout.exponentials;
+  p.cache_elements = layout.exponential_elements;
   p.dq = mutable_data<T>(dq);
   p.dk = mutable_data<T>(dk);
   p.dscale = mutable_data<T>(dscale);

@@ -37,9 +37,11 @@ struct SimilarityProblem {
 
 template <class T>
 struct SimilarityForward : SimilarityProblem<T> {
-  T* row_lse;  // (N)
-  T* col_lse;  // (M) or null
-  T* cache;    // exponentials for the backward pass, or null
+  T* row_lse;       // (N)
+  T* col_lse;       // (M) or null
+  T* row_residual;  // (N) or null: what rounding took from row_lse
+  T* col_residual;  // (M) or null
+  T* cache;         // exponentials for the backward pass, or null
   int64_t cache_elements;
 };
 
@@ -49,6 +51,8 @@ struct SimilarityBackward : SimilarityProblem<T> {
   const T* dcols;    // (M) or null
   const T* row_lse;  // (N)
   const T* col_lse;  // (M) or null
+  const T* row_residual;
+  const T* col_residual;
   const T* cache;
   int64_t cache_elements;
   T* dq;      // (N, D), zeroed; null: not needed

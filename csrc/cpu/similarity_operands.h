@@ -65,8 +65,8 @@ class Tiling {
   explicit Tiling(const SimilarityProblem<T>& p) : p_(p), all_{} {
     all_.rows = p.rows;
     all_.features = p.features;
-    all_.row_blocks = make_blocks(p.rows, p.features);
-    all_.key_blocks = symmetric() ? all_.row_blocks : make_blocks(p.keys, p.features);
+    all_.row_blocks = make_blocks(p.rows);
+    all_.key_blocks = symmetric() ? all_.row_blocks : make_blocks(p.keys);
     const Workspace& w = p.workspace;
     const int64_t padded_rows = all_.row_blocks.size * all_.row_blocks.count;
     const int64_t padded_keys = all_.key_blocks.size * all_.key_blocks.count;

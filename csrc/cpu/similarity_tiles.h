@@ -19,14 +19,14 @@ struct Blocks {
 };
 
 // Blocks of n rows: at least 16 of them where there are rows enough, so that many threads find
-// work, and at most so large that the operands and gradients of a tile stay in a 1 MiB cache. The
-// size depends on shapes alone: a result may not depend on the machine's number of threads.
-inline Blocks make_blocks(int64_t n, int64_t features) {
-  constexpr int64_t kGranule = 32;  // a multiple of every panel width
-  const int64_t largest = features <= 192 ? 192 : features <= 384 ? 128 : 96;
-  int64_t size = round_up((n + 15) / 16, kGranule);
-  size = size < largest ? size : largest;
-  return {size, (n + size - 1) / size};
+// work, and at most 192 rows: a tile of exponentials then takes 144 KiB, and each row of an operand
+// is read from the outer cache once for 192 of the other. The size depends on n alone: a result may
+// not depend on the machine's number of threads.
+inline Blocks make_blocks(int64_t n) {
+  constexpr int64_t kGranule = 32, kLargest = 192;  // a granule is a multiple of every panel width
+  const int64_t size = round_up((n + 15) / 16, kGranule);
+  const int64_t bounded = size < kLargest ? size : kLargest;
+  return {bounded, (n + bounded - 1) / bounded};
 }
 
 // Queries and one strip of keys, packed; per-row and per-key constants of the exponent, padded to

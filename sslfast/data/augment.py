@@ -1,7 +1,7 @@
 """Views of a batch in plain torch: one affine resampling and one brightness factor per image.
 
-Crop, resize, rotation and shear are one affine map, so a view costs one ``grid_sample`` whatever the
-recipe asks for. Every random number comes from the generator that is passed in, drawn per image.
+Crop, resize, rotation and shear are one affine map, so a view costs one ``grid_sample`` whatever
+the recipe asks for. Every random number is drawn per image, from the generator that is passed in.
 """
 
 from __future__ import annotations

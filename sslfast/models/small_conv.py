@@ -26,10 +26,11 @@ class SmallConvNet(nn.Module):
         sizes = (channels, width, 2 * width, 4 * width, 8 * width)
         layers: list[nn.Module] = []
         for stage in range(4):
-            layers.append(nn.Conv2d(*sizes[stage : stage + 2], 3, padding=1, bias=False))
+            inputs, outputs = sizes[stage], sizes[stage + 1]
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
             # Pooled before the norm: batch norm and ReLU then have a quarter of the work.
             layers += [nn.MaxPool2d(2)] if stage < 3 else []
-            layers += [nn.BatchNorm2d(sizes[stage + 1]), nn.ReLU(inplace=True)]
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.out_features = sizes[-1]
         # Channels last is about twice as fast as the default layout for these shapes on a CPU.

@@ -15,20 +15,33 @@ CACHE_MIN_FEATURES = 64  # below, computing a similarity again costs no more tha
 SCRATCH_BYTES = 8 << 20  # tiles and packed panels of all threads
 
 
-def cache_elements(queries: Tensor, keys: Tensor | None, scale: float | Tensor) -> int:
-    """Room for every exponential of the upper triangle where that fits `CACHE_BYTES`, else none.
+def cache_elements(
+    queries: Tensor,
+    keys: Tensor | None,
+    scale: float | Tensor,
+    bias: Tensor | None,
+    columns: bool,
+) -> int:
+    """Room for what the backward pass takes from the forward pass; none without a gradient.
 
-    A part of them would cost the whole budget and save little: at N = 4096 pairs 16 MiB hold an
-    eighth of the triangle.
+    That is what rounding took from each sum and, in the symmetric form, every exponential of the
+    upper triangle where they fit `CACHE_BYTES`. A part of the triangle would cost the whole
+    budget and save little: at 4096 pairs 16 MiB hold an eighth of it.
     """
-    num_rows, dim = queries.shape
-    learnable = isinstance(scale, Tensor) and scale.requires_grad
-    needed = torch.is_grad_enabled() and (queries.requires_grad or learnable)
-    if keys is not None or not needed or dim < CACHE_MIN_FEATURES:
+    differentiable = (queries, keys, scale, bias)
+    if not torch.is_grad_enabled() or not any(
+        isinstance(each, Tensor) and each.requires_grad for each in differentiable
+    ):
         return 0
+    num_rows, dim = queries.shape
+    sums = num_rows + (keys.shape[0] if keys is not None and columns else 0)
+    residuals = -(-sums // CACHE_HEADER) * CACHE_HEADER
+    if keys is not None or dim < CACHE_MIN_FEATURES:
+        return residuals
     block = min(LARGEST_BLOCK, num_rows // 16 + 32)  # the kernel rounds the triangle up to blocks
     triangle = (num_rows + block) * (num_rows + 2 * block) // 2 + CACHE_HEADER
-    return triangle if triangle * accumulator(queries.dtype).itemsize <= CACHE_BYTES else 0
+    fits = triangle * accumulator(queries.dtype).itemsize <= CACHE_BYTES
+    return residuals + (triangle if fits else 0)
 
 
 def flops(

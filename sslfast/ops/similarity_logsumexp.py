@@ -138,7 +138,7 @@ def similarity_logsumexp(
         None if query_ids is None else query_ids.to(torch.int64),
         None if key_ids is None else key_ids.to(torch.int64),
         columns,
-        cost.cache_elements(queries, keys, scale),
+        cost.cache_elements(queries, keys, scale, bias, columns),
         _backends.forced(),
     )
     return (rows, cols) if columns else rows

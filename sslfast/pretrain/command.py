@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         job = _build_job(args, given)
         results = run_job(job)
     except (InterruptedTrainingError, KeyboardInterrupt) as stopped:
-        print(f"\n{stopped or 'stopped'}; resume with: {_resume_line(args)}", file=sys.stderr)
+        print(f"\n{str(stopped) or 'stopped'}; {_what_next(args)}", file=sys.stderr)
         return INTERRUPTED
     results["total_seconds"] = time.perf_counter() - started
     print_table(results)
@@ -105,9 +105,11 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def _resume_line(args: argparse.Namespace) -> str:
+def _what_next(args: argparse.Namespace) -> str:
+    if not (args.output / CONFIG).is_file():
+        return "nothing was trained yet"
     data = f" --data {args.data}" if args.data else ""
-    return f"sslfast pretrain --output {args.output}{data} --resume"
+    return f"resume with: sslfast pretrain --output {args.output}{data} --resume"
 
 
 def _prepare_output(args: argparse.Namespace) -> None:

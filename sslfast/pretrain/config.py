@@ -35,15 +35,15 @@ class Config:
 
     method: str = "simclr"
     loss: str = "fused"
-    steps: int = 450
-    batch_size: int = 256
+    steps: int = 350
+    batch_size: int = 512
     temperature: float = 0.2
     lr: float = 0.003
     weight_decay: float = 1e-4
     seed: int = 0
     seeds: int = 3
     width: int = 16
-    ceiling_steps: int = 150
+    ceiling_steps: int = 100
     data_digest: str = ""
 
     def __post_init__(self) -> None:

@@ -106,6 +106,7 @@ class Run:
         """Set everything back; ValueError if the state is of another configuration."""
         refuse_difference(state["config"], self.config.as_dict(), where)
         refuse_difference({"seed": state["seed"]}, {"seed": self.seed}, where)
+        refuse_difference(state["views"], self.method.views.as_dict(), where)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.pipeline.load_state_dict(state["pipeline"])
