@@ -64,9 +64,9 @@ class BackwardPass {
       : p_(p), tiling_(p), columns_(p.columns || tiling_.symmetric()) {
     const Workspace& w = p.workspace;
     Operands<T>& all = tiling_.all();
-    padded_rows_ = all.row_blocks.size * all.row_blocks.count;
+    const int64_t padded_rows = all.row_blocks.size * all.row_blocks.count;
     padded_keys_ = all.key_blocks.size * all.key_blocks.count;
-    weights_.row = filled<T>(w, padded_rows_, T(0));
+    weights_.row = filled<T>(w, padded_rows, T(0));
     const bool own_keys = columns_ && !tiling_.symmetric();
     weights_.key = own_keys ? filled<T>(w, padded_keys_, T(0)) : weights_.row;
     choose_exponentials();
@@ -95,7 +95,7 @@ class BackwardPass {
             gradient_tile_from_cache(o, I, J, weights_, cache_ + Cache<const T>::tile(blocks, I, J),
                                      g);
           else
-            compute(o, 0, I, J, g);
+            compute(o, first, I, J, g);
           add_symmetric(o, I, J, g);
         });
       else if (p_.dk || p_.dbias)
@@ -238,7 +238,7 @@ class BackwardPass {
   bool columns_;
   Exponentials mode_ = Exponentials::kRows;
   const T* cache_ = nullptr;
-  int64_t padded_rows_, padded_keys_;
+  int64_t padded_keys_;
   Weights<T> weights_{};
   Features<T> q_{}, k_{};
 };
