@@ -173,3 +173,32 @@ def test_probabilities_of_a_row_sum_to_one(cpu_backend: str) -> None:
         )
         worst = max(worst, abs(float(dbias.double().sum()) - 1))
     assert worst < (4e-6 if cpu_backend == "reference" else 1.5e-7)
+
+
+@pytest.mark.parametrize("form", ["symmetric", "rows", "columns", "bias and scales"])
+def test_kept_exponentials_give_the_same_gradient(
+    form: str, cpu_backend: str, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Over several strips of keys, with ids, against exponentials computed again."""
+    num_rows, num_keys, dim = 200, 9000, 128
+    queries = torch.nn.functional.normalize(torch.randn(num_rows, dim, generator=generator))
+    keys = torch.nn.functional.normalize(torch.randn(num_keys, dim, generator=generator))
+    arguments = {"queries": queries, "keys": keys, "scale": torch.tensor(9.0)}
+    arguments["query_ids"] = torch.arange(num_rows) % 7
+    arguments["key_ids"] = torch.arange(num_keys) % 11
+    if form == "symmetric":
+        del arguments["keys"], arguments["key_ids"]
+    if form == "bias and scales":
+        arguments["scale"] = 5 + torch.rand(num_rows, generator=generator)
+        arguments["bias"] = torch.randn(num_keys, generator=generator)
+    leaves = [v.requires_grad_() for v in arguments.values() if v.is_floating_point()]
+
+    def gradients() -> list[Tensor]:
+        outputs = sslfast.similarity_logsumexp(**arguments, columns=form == "columns")
+        total = outputs.sum() if isinstance(outputs, Tensor) else sum(o.sum() for o in outputs)
+        return list(torch.autograd.grad(total, leaves))
+
+    kept = gradients()
+    monkeypatch.setattr("sslfast.ops._similarity_cost.CACHE_BYTES", 0)
+    for one, other in zip(kept, gradients(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))

@@ -19,6 +19,11 @@ template <class T>
 struct Weights {
   T *row, *key;
   T* key_shift;  // -col_j; kSplit
+
+  // Those of the strip that begins with key `first`.
+  Weights from(int64_t first) const {
+    return {row, key + first, key_shift ? key_shift + first : nullptr};
+  }
 };
 
 template <class T, bool kIds, Exponentials kMode>
@@ -46,7 +51,7 @@ void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>&
   });
 }
 
-// The same from cached exponentials (symmetric form; exclusion is in them already).
+// The same from cached exponentials; exclusion is in them already.
 template <class T>
 void gradient_tile_from_cache(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w,
                               const T* e, T* g) {
@@ -67,8 +72,7 @@ class BackwardPass {
     const int64_t padded_rows = all.row_blocks.size * all.row_blocks.count;
     padded_keys_ = all.key_blocks.size * all.key_blocks.count;
     weights_.row = filled<T>(w, padded_rows, T(0));
-    const bool own_keys = columns_ && !tiling_.symmetric();
-    weights_.key = own_keys ? filled<T>(w, padded_keys_, T(0)) : weights_.row;
+    weights_.key = tiling_.symmetric() ? weights_.row : filled<T>(w, padded_keys_, T(0));
     choose_exponentials();
     // dq is a product with the keys, dk one with the queries: each times its own scale, or all
     // times the common one at the end.
@@ -78,26 +82,27 @@ class BackwardPass {
 
   void run() {
     const ScratchPool<T> scratch(p_, tiling_.all(), true);
-    const Blocks& blocks = tiling_.all().row_blocks;
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
       const Operands<T> o = tiling_.strip(first);
-      const auto pair = [&](int worker, int64_t I, int64_t J) {
+      const auto gradient = [&](int worker, int64_t I, int64_t J) {
         T* g = scratch.of(worker).tile;
-        compute(o, first, I, J, g);
+        if (cache_)
+          gradient_tile_from_cache(o, I, J, weights_.from(first), cache_.tile(I, J, first), g);
+        else
+          compute(o, first, I, J, g);
+        return g;
+      };
+      const auto pair = [&](int worker, int64_t I, int64_t J) {
+        const T* g = gradient(worker, I, J);
         if (p_.dq) add_queries(o, first, I, J, g);
         if (p_.dk) add_keys(o, first, I, J, g);
         if (p_.dbias) add_bias(o, first, I, J, g);
       };
       if (tiling_.symmetric())
-        visit_symmetric(p_.pool, p_.workspace, blocks.count, [&](int worker, int64_t I, int64_t J) {
-          T* g = scratch.of(worker).tile;
-          if (cache_)
-            gradient_tile_from_cache(o, I, J, weights_, cache_ + Cache<const T>::tile(blocks, I, J),
-                                     g);
-          else
-            compute(o, first, I, J, g);
-          add_symmetric(o, I, J, g);
-        });
+        visit_symmetric(p_.pool, p_.workspace, o.row_blocks.count,
+                        [&](int worker, int64_t I, int64_t J) {
+                          add_symmetric(o, I, J, gradient(worker, I, J));
+                        });
       else if (p_.dk || p_.dbias)
         visit_two_way(p_.pool, p_.workspace, o.row_blocks.count, o.key_blocks.count, pair);
       else
@@ -127,13 +132,13 @@ class BackwardPass {
     if (least > most) least = most = 0;
 
     double shift = least;
-    if (tiling_.symmetric())
-      cache_ = Cache<const T>::find(p_.cache, p_.cache_elements, all.row_blocks);
-    if (cache_ && cache_[0] != cache_[0]) cache_ = nullptr;
-    if (cache_) shift = cache_[0];
-    mode_ = !columns_                            ? Exponentials::kRows
-            : cache_ || most - least <= kHead<T> ? Exponentials::kShared
-                                                 : Exponentials::kSplit;
+    cache_ = {p_.cache, p_.cache_elements, all.row_blocks, all.key_blocks, tiling_.symmetric()};
+    if (cache_ && cache_.shift() != cache_.shift()) cache_ = {};
+    if (cache_) shift = cache_.shift();
+    mode_ = cache_                     ? Exponentials::kShared
+            : !columns_                ? Exponentials::kRows
+            : most - least <= kHead<T> ? Exponentials::kShared
+                                       : Exponentials::kSplit;
     // The rounding of a sum would scale its whole row; the residual takes it back.
     const auto weigh = [&](const T* lse, const T* residual, const T* gradient, int64_t n,
                            T* weight) {
@@ -162,9 +167,7 @@ class BackwardPass {
   }
   template <bool kIds>
   void compute_as(const Operands<T>& o, int64_t first, int64_t I, int64_t J, T* g) const {
-    Weights<T> w = weights_;
-    w.key += first;
-    if (w.key_shift) w.key_shift += first;
+    const Weights<T> w = weights_.from(first);
     switch (mode_) {
       case Exponentials::kRows: return gradient_tile<T, kIds, Exponentials::kRows>(o, I, J, w, g);
       case Exponentials::kShared:
@@ -237,7 +240,7 @@ class BackwardPass {
   Tiling<T> tiling_;
   bool columns_;
   Exponentials mode_ = Exponentials::kRows;
-  const T* cache_ = nullptr;
+  Cache<const T> cache_;
   int64_t padded_keys_;
   Weights<T> weights_{};
   Features<T> q_{}, k_{};

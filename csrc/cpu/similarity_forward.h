@@ -144,21 +144,21 @@ class ForwardPass {
       : p_(p), tiling_(p), columns_(p.columns || tiling_.symmetric()) {
     const Workspace& w = p.workspace;
     row_sum_ = w.take<double>(p.rows);
-    if (tiling_.symmetric())
-      cache_ = Cache<T>::find(p.cache, p.cache_elements, tiling_.all().row_blocks);
+    const Operands<T>& all = tiling_.all();
+    cache_ = {p.cache, p.cache_elements, all.row_blocks, all.key_blocks, tiling_.symmetric()};
     col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
   }
 
   void run() {
     const double bound = exponent_bound(p_);
-    if (cache_) cache_[0] = T(__builtin_nan(""));
+    if (cache_) cache_.shift() = T(__builtin_nan(""));
     // Above this reach a row may well have no term within range of the shift: do not try.
     if (bound <= 2.2 * kHead<T>) {
       // A whole number, so that taking it from a large logit rounds nothing away.
       const T shift = T(bound > kHead<T> ? __builtin_ceil(bound - kHead<T>) : 0);
       p_.row_ids ? fixed<true>(shift) : fixed<false>(shift);
       if (sums_in_range()) {
-        if (cache_) cache_[0] = shift;
+        if (cache_) cache_.shift() = shift;
         const auto common = [=](int64_t) { return double(shift); };
         return finish(common, common);
       }
@@ -202,7 +202,7 @@ class ForwardPass {
       all.key_offset[j] = T(-__builtin_inf());
     const ScratchPool<T> scratch(p_, all, false);
     visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
-      T* keep = cache_ ? cache_ + Cache<T>::tile(o.row_blocks, I, J) : nullptr;
+      T* keep = cache_ ? cache_.tile(I, J, first) : nullptr;
       const bool off_diagonal = !tiling_.symmetric() || I != J;
       sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, scratch.of(worker),
                         {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
@@ -262,7 +262,7 @@ class ForwardPass {
   const SimilarityForward<T>& p_;
   Tiling<T> tiling_;
   bool columns_;
-  T* cache_ = nullptr;
+  Cache<T> cache_;
   double *row_sum_, *col_sum_, *row_max_ = nullptr, *col_max_ = nullptr;
 };
 

@@ -115,8 +115,8 @@ struct Arguments {
   }
 };
 
-// The cache tensor: the residuals of rows and columns, then the exponentials of the symmetric form;
-// each only where there is room for it.
+// The cache tensor: the residuals of rows and columns, then the exponentials; each only where
+// there is room for it.
 template <class T>
 struct CacheLayout {
   T *row_residual = nullptr, *col_residual = nullptr, *exponentials = nullptr;
@@ -128,7 +128,7 @@ struct CacheLayout {
     if (elements < residuals) return;
     row_residual = memory;
     if (a.columns) col_residual = memory + a.n();
-    if (a.keys || elements == residuals) return;
+    if (elements == residuals) return;
     exponentials = memory + residuals;
     exponential_elements = elements - residuals;
   }

@@ -142,22 +142,36 @@ class ScratchPool {
   T* memory_;
 };
 
-// Exponentials kept from the symmetric forward pass for the backward pass: a header and a block x
-// block tile for every unordered pair of blocks. Element 0 is the shift they were computed with,
-// NaN where they are not valid.
+// Exponentials kept from the forward pass for the backward pass: a header and a tile for every pair
+// of a row block and a key block, in the symmetric form for every unordered pair. Element 0 is the
+// shift they were computed with, NaN where they are not valid.
 template <class T>
-struct Cache {
-  static constexpr int64_t kHeader = 16;
+class Cache {
+ public:
+  Cache() = default;
+  // Empty where `memory` has no room for all. `blocks` are those of all rows and keys.
+  Cache(T* memory, int64_t elements, const Blocks& rows, const Blocks& keys, bool symmetric)
+      : symmetric_(symmetric), area_(rows.size * keys.size), keys_(keys) {
+    const int64_t tiles = symmetric ? rows.count * (rows.count + 1) / 2 : rows.count * keys.count;
+    if (elements >= kHeader + tiles * area_) memory_ = memory;
+  }
 
-  // Null where `memory` has no room for all.
-  static T* find(T* memory, int64_t elements, const Blocks& blocks) {
-    const int64_t tiles = blocks.count * (blocks.count + 1) / 2;
-    return elements >= kHeader + tiles * blocks.size * blocks.size ? memory : nullptr;
-  }
-  static int64_t tile(const Blocks& blocks, int64_t I, int64_t J) {
+  explicit operator bool() const { return memory_ != nullptr; }
+  T& shift() const { return *memory_; }
+  // Key block J of the strip that begins with key `first`.
+  T* tile(int64_t I, int64_t J, int64_t first) const {
+    J += first / keys_.size;
     const int64_t high = I > J ? I : J, low = I > J ? J : I;
-    return kHeader + (high * (high + 1) / 2 + low) * blocks.size * blocks.size;
+    const int64_t slot = symmetric_ ? high * (high + 1) / 2 + low : I * keys_.count + J;
+    return memory_ + kHeader + slot * area_;
   }
+
+ private:
+  static constexpr int64_t kHeader = 16;
+  T* memory_ = nullptr;
+  bool symmetric_ = false;
+  int64_t area_ = 0;
+  Blocks keys_{};
 };
 
 }  // namespace sslfast::SSLFAST_ISA

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslfast.ops._checks import accumulator
 
-CACHE_BYTES = 16 << 20  # exponentials kept from the symmetric forward for its backward pass
+CACHE_BYTES = 16 << 20  # exponentials kept from the forward for the backward pass
 CACHE_HEADER, LARGEST_BLOCK = 16, 192  # as in csrc/cpu
 CACHE_MIN_FEATURES = 64  # below, computing a similarity again costs no more than reading it
 SCRATCH_BYTES = 8 << 20  # tiles and packed panels of all threads
@@ -24,34 +24,53 @@ def cache_elements(
 ) -> int:
     """Room for what the backward pass takes from the forward pass; none without a gradient.
 
-    That is what rounding took from each sum and, in the symmetric form, every exponential of the
-    upper triangle where they fit `CACHE_BYTES`. A part of the triangle would cost the whole
-    budget and save little: at 4096 pairs 16 MiB hold an eighth of it.
+    That is what rounding took from each sum, and every exponential (in the symmetric form those
+    of the upper triangle) where they fit `CACHE_BYTES`. A part of them would cost the whole
+    budget and save little: at 4096 pairs 16 MiB hold an eighth of the triangle.
     """
     differentiable = (queries, keys, scale, bias)
     if not torch.is_grad_enabled() or not any(
         isinstance(each, Tensor) and each.requires_grad for each in differentiable
     ):
         return 0
-    num_rows, dim = queries.shape
+    num_rows = queries.shape[0]
     sums = num_rows + (keys.shape[0] if keys is not None and columns else 0)
     residuals = -(-sums // CACHE_HEADER) * CACHE_HEADER
-    if keys is not None or dim < CACHE_MIN_FEATURES:
-        return residuals
-    block = min(LARGEST_BLOCK, num_rows // 16 + 32)  # the kernel rounds the triangle up to blocks
-    triangle = (num_rows + block) * (num_rows + 2 * block) // 2 + CACHE_HEADER
-    fits = triangle * accumulator(queries.dtype).itemsize <= CACHE_BYTES
-    return residuals + (triangle if fits else 0)
+    return residuals + _kept_exponentials(queries, keys)
+
+
+def _kept_exponentials(queries: Tensor, keys: Tensor | None) -> int:
+    """Elements of the exponentials that the forward pass keeps; 0 where they are computed again."""
+    num_rows, dim = queries.shape
+    if dim < CACHE_MIN_FEATURES:
+        return 0
+    row_block = _block(num_rows)  # the kernel rounds up to blocks
+    if keys is None:
+        exponentials = (num_rows + row_block) * (num_rows + 2 * row_block) // 2
+    else:
+        num_keys = keys.shape[0]
+        exponentials = (num_rows + row_block) * (num_keys + _block(num_keys))
+    exponentials += CACHE_HEADER
+    fits = exponentials * accumulator(queries.dtype).itemsize <= CACHE_BYTES
+    return exponentials if fits else 0
+
+
+def _block(num_rows: int) -> int:
+    """Upper bound of the kernel's block of rows."""
+    return min(LARGEST_BLOCK, num_rows // 16 + 32)
 
 
 def flops(
     queries: Tensor, keys: Tensor | None = None, *, backward: bool = True, **options: Any
 ) -> int:
-    """Multiply-adds of the matrix products: U forward, 3 U backward; the symmetric form half."""
+    """Multiply-adds of the matrix products; the symmetric form half.
+
+    U forward; backward 2 U, and U again where the exponentials were not kept.
+    """
     num_rows, dim = queries.shape
     num_keys = num_rows if keys is None else keys.shape[0]
-    product = 2 * num_rows * num_keys * dim
-    return product * (4 if backward else 1) // (2 if keys is None else 1)
+    products = (3 if _kept_exponentials(queries, keys) else 4) if backward else 1
+    return 2 * num_rows * num_keys * dim * products // (2 if keys is None else 1)
 
 
 def bytes_moved(
@@ -72,7 +91,7 @@ def peak_bytes(
     half = queries.element_size() < width
     # packed rows, their widened copies; with gradients as many again
     copies = (2 if half else 1) * (2 if backward else 1)
-    cache = CACHE_BYTES if backward and keys is None else 0
+    cache = CACHE_BYTES if backward else 0
     sums = 4 * _sums(queries, keys, options) * width
     narrow = elements * queries.element_size() if half and backward else 0
     return elements * width * copies + narrow + sums + cache + SCRATCH_BYTES

@@ -14,9 +14,10 @@ r and c the gradients of rows and cols, everything follows from one matrix G tha
 Symmetric form (``keys=None``): s_ij = s_ji, so the tiles above the diagonal serve both sides and
 G + G^T is the one gradient. A row whose every key is excluded is -inf and has zero gradient.
 
-Never materialised: anything of N x M elements. With U = 2 N M D operations, rows cost U forward
-and 3 U backward (recompute and two products); the symmetric form U/2 and 3 U/2, one U/2 less where
-exponentials are kept (`CACHE_BYTES`). Memory traffic is O((N + M) D) when tiles stay in cache.
+Never materialised: anything of N x M elements, but for exponentials that fit `CACHE_BYTES`. With
+U = 2 N M D operations, rows cost U forward and 3 U backward (recompute and two products), 2 U with
+kept exponentials; the symmetric form half of each. Memory traffic is O((N + M) D) when tiles stay
+in cache.
 """
 
 from __future__ import annotations
