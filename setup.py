@@ -18,6 +18,21 @@ from setuptools.dist import Distribution
 ROOT = Path(__file__).parent.resolve()
 
 
+class BuildError(Exception):
+    """A step of the build failed; the message is the first thing it complained about."""
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
+        first = next((n for n, line in enumerate(lines) if "error" in line.lower()), len(lines) - 1)
+        raise BuildError(f"{command[0]} {command[1]}: " + " ".join(lines[first : first + 4])[:500])
+
+
 class CMakeBuild(build_ext):
     """Runs CMake once for all targets and leaves them beside the package's Python files."""
 
@@ -27,8 +42,8 @@ class CMakeBuild(build_ext):
         status = {"built": True, "reason": ""}
         try:
             self._cmake(output)
-        except (ImportError, OSError, subprocess.CalledProcessError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (ImportError, OSError, BuildError) as error:
+            reason = str(error)
             if isinstance(error, ImportError):
                 reason += " (build with torch installed: pip install --no-build-isolation .)"
             status = {"built": False, "reason": reason}
@@ -52,10 +67,8 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         flags = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run(
-            ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *flags], check=True
-        )
-        subprocess.run(["cmake", "--build", str(build)], check=True)
+        run("cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *flags)
+        run("cmake", "--build", str(build))
 
     def _built(self) -> list[Path]:
         folder = Path(self.build_lib) / "sslfast"
