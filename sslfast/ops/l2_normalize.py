@@ -6,9 +6,9 @@ al. 2020, section 2.1). Gradient, with g = dL/dy:
     dL/dx_i = (g_i - y_i <y_i, g_i>) / ||x_i||      where ||x_i|| >= eps
     dL/dx_i = g_i / eps                             elsewhere
 
-Never materialised: the float32 copy of half-precision rows, the expanded norm, the products.
-N rows of D features cost 3 N D operations forward and 7 N D backward; the rows are read once and
-written once in each direction.
+Never materialised: the squares, the expanded norm, the products of the gradient. N rows of D
+features cost 3 N D operations forward and 7 N D backward; the rows are read once and written once
+in each direction. On the CPU half-precision rows are widened to a float32 copy first.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ SPEC = register_primitive(
     Primitive(
         name="l2_normalize",
         equation="y_i = x_i / max(||x_i||, eps)",
-        never_builds="float32 copy of half rows",
+        never_builds="squares, products",
         serves=("every objective on the unit sphere",),
         reference=reference,
         function=l2_normalize,
