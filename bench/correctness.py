@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from sslfast.bench.contestants import EAGER, Contestant
 from sslfast.bench.suite import Case
-from sslfast.testing import CaseReport, cast, compare, evaluate
+from sslfast.testing import CaseReport, cast, compare, evaluate, threads
 
 Results = dict[str, Tensor]
 
@@ -60,7 +58,7 @@ def repeatability(case: Case, contestant: Contestant) -> str:
     moved = _different(first, _results(case, contestant))
     if moved:
         return f"no: {moved} differs when run again"
-    with _threads(1 if torch.get_num_threads() > 1 else 2):
+    with threads(1 if torch.get_num_threads() > 1 else 2):
         moved = _different(first, _results(case, contestant))
     return f"no: {moved} differs with 1 and 2 threads" if moved else "yes"
 
@@ -72,13 +70,3 @@ def _results(case: Case, contestant: Contestant, dtype: torch.dtype = torch.floa
 
 def _different(left: Results, right: Results) -> str:
     return ", ".join(name for name, value in left.items() if not torch.equal(value, right[name]))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,7 +20,8 @@ baseline itself is poor, twice its error says little: the relative L2 error must
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
@@ -41,6 +42,7 @@ __all__ = [
     "measure",
     "peak_memory",
     "peak_memory_of",
+    "threads",
 ]
 
 COTANGENT_SEED = 7
@@ -271,6 +273,17 @@ def cast(
         else value
         for name, value in arguments.items()
     }
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the ``with`` block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_floating(value: object) -> bool:

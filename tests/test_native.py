@@ -12,6 +12,7 @@ import torch
 
 import sslfast
 from sslfast import _library
+from sslfast.testing import threads
 from tests.conftest import REQUIRE_NATIVE
 
 LIBRARY = Path(sslfast.__file__).parent / _library.LIBRARY_NAME
@@ -64,13 +65,9 @@ def test_exp_limits(native, isa, dtype):
 
 
 def test_parallel_loops_really_use_the_threads(native):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with threads(2):
         assert native.num_threads() == 2
         assert native.distinct_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_arithmetic_peak_is_measured_and_checked(native):

@@ -12,7 +12,7 @@ from conftest import CASES, CPU_BACKENDS, Case, require_backend
 from torch import Tensor
 
 import sslfast
-from sslfast.testing import cast, evaluate
+from sslfast.testing import cast, evaluate, threads
 
 FAST_CASES = tuple(case for case in CASES if case.sample.size in ("tiny", "ragged"))
 LARGE_CASES = tuple(case for case in CASES if case.sample.size in ("ragged", "typical"))
@@ -38,16 +38,6 @@ def poisoned_memory() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -118,7 +118,6 @@ class BackwardPass {
 
   void choose_exponentials() {
     Operands<T>& all = tiling_.all();
-    const bool own_columns = columns_ && !tiling_.symmetric();
     double least = __builtin_inf(), most = -least;
     const auto widen = [&](const T* lse, int64_t n) {
       for (int64_t i = 0; i < n; ++i) {
@@ -128,7 +127,7 @@ class BackwardPass {
       }
     };
     widen(p_.row_lse, p_.rows);
-    if (own_columns) widen(p_.col_lse, p_.keys);
+    if (p_.columns) widen(p_.col_lse, p_.keys);
     if (least > most) least = most = 0;
 
     double shift = least;
@@ -149,14 +148,14 @@ class BackwardPass {
       }
     };
     weigh(p_.row_lse, p_.row_residual, p_.drows, p_.rows, weights_.row);
-    if (own_columns) weigh(p_.col_lse, p_.col_residual, p_.dcols, p_.keys, weights_.key);
+    if (p_.columns) weigh(p_.col_lse, p_.col_residual, p_.dcols, p_.keys, weights_.key);
     for (int64_t i = 0; i < p_.rows; ++i) {
       const double lse = mode_ == Exponentials::kShared ? shift : double(p_.row_lse[i]);
       all.row_offset[i] = empty(p_.row_lse[i]) ? T(0) : T(-lse);
     }
     if (mode_ != Exponentials::kSplit) return;
     weights_.key_shift = all.row_offset;
-    if (!own_columns) return;
+    if (!p_.columns) return;
     weights_.key_shift = filled<T>(p_.workspace, padded_keys_, T(0));
     for (int64_t j = 0; j < p_.keys; ++j)
       weights_.key_shift[j] = empty(p_.col_lse[j]) ? T(0) : -p_.col_lse[j];

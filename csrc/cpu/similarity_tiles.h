@@ -83,8 +83,12 @@ class Turns {
   // Until `turn` tiles of the block are done. Tasks are handed out in order and wait for earlier
   // ones only, so the earliest unfinished task never waits.
   void wait(int64_t block, int64_t turn) const {
-    for (int spins = 0; __atomic_load_n(done_ + block, __ATOMIC_ACQUIRE) != turn; ++spins)
-      if (spins > kSpins) sched_yield();
+    for (int spins = 0; __atomic_load_n(done_ + block, __ATOMIC_ACQUIRE) != turn;) {
+      if (spins < kSpins)
+        ++spins;
+      else
+        sched_yield();
+    }
   }
   void finish(int64_t block, int64_t turn) const {
     __atomic_store_n(done_ + block, turn + 1, __ATOMIC_RELEASE);
