@@ -4,6 +4,8 @@ Candidates are tried in the order of `ORDER`; the first that is available and do
 tensors runs. ``with sslfast.backend("cpu:avx2")`` or the environment variable ``SSLFAST_BACKEND``
 forces one, and a forced backend that cannot run raises. `explain` prints the decision.
 
+Triton kernels also run on CPU tensors where ``TRITON_INTERPRET=1`` asks for its interpreter.
+
 The forced name travels with the call as the op's ``backend`` argument (empty: choose). So the
 backward pass, which may run in another thread or after the ``with`` block, uses the backend that
 the forward pass used, and a compiled graph is guarded on it.
@@ -11,20 +13,24 @@ the forward pass used, and a compiled graph is guarded on it.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sslfast import _library
 from sslfast._registry import PRIMITIVES, Implementation, Primitive
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
 ORDER: Mapping[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "reference"),
-    "cpu": ("cpu", "reference"),
+    "cpu": ("cpu", "triton", "reference") if INTERPRETED else ("cpu", "reference"),
 }
 
 
@@ -68,8 +74,17 @@ def _missing_cpu(variant: str) -> str | None:
     return reason
 
 
+def _missing_triton(variant: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'sslfast[triton]')"
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
+    return None
+
+
 BACKENDS: dict[str, Backend] = {
     "reference": Backend("reference"),
+    "triton": Backend("triton", missing=_missing_triton),
     "cpu": Backend(
         "cpu",
         {"": {"isa": 0}, "baseline": {"isa": 1}, "avx2": {"isa": 2}, "avx512": {"isa": 3}},
@@ -91,8 +106,8 @@ def backend(name: str) -> Iterator[None]:
 
     Args:
         name: ``"cpu"`` (best instruction set), ``"cpu:avx512"``, ``"cpu:avx2"``,
-            ``"cpu:baseline"`` or ``"reference"``. The setting holds for the whole process, not
-            for one thread.
+            ``"cpu:baseline"``, ``"triton"`` or ``"reference"``. The setting holds for the whole
+            process, not for one thread.
 
     Raises:
         ValueError: no such backend.

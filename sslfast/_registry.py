@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,26 @@ class Implementation:
     backward: Callable[..., Any]
     dtypes: tuple[torch.dtype, ...]
     reject: Callable[..., str | None] = lambda *tensors: None
+
+
+def lazily(
+    module: str,
+    dtypes: tuple[torch.dtype, ...],
+    reject: Callable[..., str | None] = lambda *tensors: None,
+) -> Implementation:
+    """The ``forward`` and ``backward`` of a module that its first call imports.
+
+    For launchers that need a package which may be absent: a backend whose package is missing is
+    never called.
+    """
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        return import_module(module).forward(*arguments, **options)
+
+    def backward(*arguments: Any, **options: Any) -> Any:
+        return import_module(module).backward(*arguments, **options)
+
+    return Implementation(forward, backward, dtypes, reject)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sslfast.distributed import all_gather_rows, rank, world_size
 from sslfast.functional import ntxent_loss
 from sslfast.losses import NTXentLoss
-from sslfast.losses.contrastive import _ntxent_eager
+from sslfast.losses.contrastive.ntxent import _ntxent_eager
 
 NUM_IMAGES = 24
 CASES = list(product((0.5, 0.05), (torch.float32, torch.float64), (False, True)))

@@ -12,7 +12,7 @@ from contrastive_inputs import unit_rows, views
 
 from sslfast.functional import ntxent_loss
 from sslfast.losses import NTXentLoss
-from sslfast.losses.contrastive import _ntxent_eager
+from sslfast.losses.contrastive.ntxent import _ntxent_eager
 
 
 def test_equals_equation_1_written_out():

@@ -1,14 +1,9 @@
-"""Contrastive losses: each row picks its positive among other rows.
+"""NT-Xent (Chen et al. 2020, section 2.1, equation 1).
 
-NT-Xent (Chen et al. 2020, section 2.1, equation 1). For 2N rows z, two views of N images, with
-s_ij = <z_i, z_j> / (|z_i| |z_j|) and p(i) the other view of the image of row i,
+For 2N rows z, two views of N images, with s_ij = <z_i, z_j> / (|z_i| |z_j|) and p(i) the other
+view of the image of row i,
 
     loss = -1/(2N) sum_i log( exp(s_ip(i) / temperature) / sum_{j != i} exp(s_ij / temperature) )
-
-Every loss here has one shape: with ``l_i`` the log-sum-exp over the keys that are *not*
-positives, the term of row i is ``-log sigmoid(positive_i - l_i)``. Excluding the positive from
-the sum and comparing it afterwards has no ``p - 1`` to cancel, and stays exact where there is no
-negative at all (``l_i = -inf``: the term is 0).
 """
 
 from __future__ import annotations
@@ -28,9 +23,9 @@ from sslfast.losses._checks import (
     check_views,
 )
 from sslfast.losses._reduce import mean
+from sslfast.losses.contrastive._rows import inverse, one_sided_loss, round_like_tiles, row_dot
 from sslfast.losses.memory_bank import MemoryBankModule
-from sslfast.ops._checks import accumulator, check_device
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._checks import check_device
 from sslfast.ops.l2_normalize import l2_normalize
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
@@ -90,7 +85,7 @@ def ntxent_loss(
             f"got shape {tuple(negatives.shape)}"
         )
     queries, positives = l2_normalize(embeddings0), l2_normalize(embeddings1)
-    return _loss_against_negatives(queries, positives, negatives, temperature)
+    return one_sided_loss(queries, positives, negatives, temperature)
 
 
 class NTXentLoss(nn.Module):
@@ -153,7 +148,7 @@ class NTXentLoss(nn.Module):
         queries, positives = l2_normalize(out0), l2_normalize(out1)
         _, negatives = self.memory_bank(positives, update=out0.requires_grad)
         negatives = negatives.to(out0.device)
-        return _loss_against_negatives(queries, positives, negatives, self.temperature)
+        return one_sided_loss(queries, positives, negatives, self.temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
@@ -166,9 +161,9 @@ def _loss_within_batch(
     gather_distributed: bool,
 ) -> Tensor:
     """Equation 1: both views are queries and keys, on this rank or on all."""
-    rows = _round_like_tiles(l2_normalize(torch.cat((embeddings0, embeddings1))))  # (2N, D)
+    rows = round_like_tiles(l2_normalize(torch.cat((embeddings0, embeddings1))))  # (2N, D)
     num_images = len(embeddings0)
-    scale = _inverse(temperature, rows)
+    scale = inverse(temperature, rows)
     image_ids = torch.arange(num_images, device=rows.device).repeat(2)  # (2N,)
     if gather_distributed and world_size() > 1:
         keys = all_gather_rows(rows)  # (W 2N, D), rank after rank
@@ -178,40 +173,8 @@ def _loss_within_batch(
         lse = similarity_logsumexp(rows, keys, scale=scale, query_ids=query_ids, key_ids=key_ids)
     else:
         lse = similarity_logsumexp(rows, scale=scale, query_ids=image_ids)
-    positive = scale * _row_dot(*rows.view(2, num_images, -1).unbind())  # (N,)
+    positive = scale * row_dot(*rows.view(2, num_images, -1).unbind())  # (N,)
     return -mean(F.logsigmoid(positive - lse.view(2, num_images)))
-
-
-def _loss_against_negatives(
-    queries: Tensor, positives: Tensor, negatives: Tensor, temperature: float | Tensor
-) -> Tensor:
-    """InfoNCE of unit rows (N, D), their positives (N, D) and shared negatives (K, D)."""
-    wide = torch.promote_types(queries.dtype, positives.dtype)
-    wide = torch.promote_types(wide, negatives.dtype)
-    queries, positives = (_round_like_tiles(rows.to(wide)) for rows in (queries, positives))
-    scale = _inverse(temperature, queries)
-    lse = similarity_logsumexp(queries, negatives, scale=scale)  # (N,)
-    positive = scale * _row_dot(queries, positives)
-    return -mean(F.logsigmoid(positive - lse))
-
-
-def _round_like_tiles(rows: Tensor) -> Tensor:
-    """In the autocast dtype, so that positives have the operands of the other similarities."""
-    rounded, _ = tile_operands(rows, None)
-    return rounded
-
-
-def _row_dot(left: Tensor, right: Tensor) -> Tensor:
-    """<left_i, right_i> for each row i, accumulated in float32 or wider."""
-    dtype = accumulator(left.dtype)
-    return (left.to(dtype) * right.to(dtype)).sum(-1)
-
-
-def _inverse(temperature: float | Tensor, rows: Tensor) -> float | Tensor:
-    """1 / temperature: a number, or a 0-dim tensor in the dtype that `rows` accumulate in."""
-    if not isinstance(temperature, Tensor):
-        return 1 / temperature
-    return temperature.reshape(()).to(accumulator(rows.dtype)).reciprocal()
 
 
 def _ntxent_eager(
