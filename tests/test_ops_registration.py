@@ -77,7 +77,7 @@ def _without_cache(primitive: Primitive, arguments: tuple[Any, ...]) -> tuple[An
     """The unused end of a cache is not written, so two calls cannot be compared with one."""
     names = [each.name for each in primitive.forward_op._opoverload._schema.arguments]
     return tuple(
-        0 if name == "cache_elements" else value
+        "nothing" if name == "keep" else value
         for name, value in zip(names, arguments, strict=True)
     )
 

@@ -62,6 +62,30 @@ void gradient_tile_from_cache(const Operands<T>& o, int64_t I, int64_t J, const 
       store(g + i * stride + j, load(e + i * stride + j) * (load(w.key + j0 + j) + w.row[i0 + i]));
 }
 
+// Where only queries and scales learn, from the forward pass's mean m_i of the keys:
+//   dq_i = drow_i scale_i m_i,   dscale_i = drow_i <q_i, m_i>.
+template <class T>
+void gradient_from_means(const SimilarityBackward<T>& p) {
+  double* dots = p.workspace.template take<double>(p.rows);
+  for_each_row(p.pool, p.rows, [&](int64_t i) {
+    const T *q = p.q + i * p.features, *mean = p.mean_keys + i * p.features;
+    T* dq = p.dq + i * p.features;
+    const T weight = p.drows[i] * p.scale[p.row_scale ? i : 0];
+    for (int64_t d = 0; d < p.features; ++d) dq[d] = weight * mean[d];
+    double dot = 0;
+    if (p.dscale)
+      for (int64_t d = 0; d < p.features; ++d) dot += double(q[d]) * mean[d];
+    dots[i] = dot * p.drows[i];
+  });
+  if (!p.dscale) return;
+  double total = 0;
+  for (int64_t i = 0; i < p.rows; ++i) {
+    total += dots[i];
+    if (p.row_scale) p.dscale[i] = T(dots[i]);
+  }
+  if (!p.row_scale) p.dscale[0] = T(total);
+}
+
 template <class T>
 class BackwardPass {
  public:

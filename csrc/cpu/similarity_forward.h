@@ -147,11 +147,13 @@ class ForwardPass {
     const Operands<T>& all = tiling_.all();
     cache_ = {p.cache, p.cache_elements, all.row_blocks, all.key_blocks, tiling_.symmetric()};
     col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
+    if (p.mean_keys.rows) k_ = readable<T>(p, p.k, p.keys, nullptr);
   }
 
   void run() {
     const double bound = exponent_bound(p_);
     if (cache_) cache_.shift() = T(__builtin_nan(""));
+    if (p_.mean_keys.rows) *p_.mean_keys.valid = T(0);
     // Above this reach a row may well have no term within range of the shift: do not try.
     if (bound <= 2.2 * kHead<T>) {
       // A whole number, so that taking it from a large logit rounds nothing away.
@@ -159,6 +161,7 @@ class ForwardPass {
       p_.row_ids ? fixed<true>(shift) : fixed<false>(shift);
       if (sums_in_range()) {
         if (cache_) cache_.shift() = shift;
+        if (p_.mean_keys.rows) divide_means();
         const auto common = [=](int64_t) { return double(shift); };
         return finish(common, common);
       }
@@ -200,13 +203,29 @@ class ForwardPass {
       all.row_offset[i] = i < p_.rows ? -shift : T(-__builtin_inf());
     for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
       all.key_offset[j] = T(-__builtin_inf());
-    const ScratchPool<T> scratch(p_, all, false);
+    const bool means = p_.mean_keys.rows;
+    const ScratchPool<T> scratch(p_, all, means);
     visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
-      T* keep = cache_ ? cache_.tile(I, J, first) : nullptr;
+      T* keep = cache_ ? cache_.tile(I, J, first) : means ? scratch.of(worker).tile : nullptr;
       const bool off_diagonal = !tiling_.symmetric() || I != J;
       sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, scratch.of(worker),
                         {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
+      if (means) add_keys(o, first, I, J, keep);
     });
+  }
+
+  // Unnormalised means of rows I += E k_J: each row block is in one hand.
+  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* e) const {
+    add_product(e, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
+                o.key_blocks.width(J, o.keys), k_.row(first + o.key_blocks.first(J)), k_.stride,
+                o.features, p_.mean_keys.rows + o.row_blocks.first(I) * o.features);
+  }
+  void divide_means() const {
+    for_each_row(p_.pool, p_.rows, [&](int64_t i) {
+      T* mean = p_.mean_keys.rows + i * p_.features;
+      for (int64_t d = 0; d < p_.features; ++d) mean[d] = T(mean[d] / row_sum_[i]);
+    });
+    *p_.mean_keys.valid = T(1);
   }
 
   bool sums_in_range() const {
@@ -263,6 +282,7 @@ class ForwardPass {
   Tiling<T> tiling_;
   bool columns_;
   Cache<T> cache_;
+  Features<T> k_{};
   double *row_sum_, *col_sum_, *row_max_ = nullptr, *col_max_ = nullptr;
 };
 

@@ -115,41 +115,53 @@ struct Arguments {
   }
 };
 
-// The cache tensor: the residuals of rows and columns, then the exponentials; each only where
-// there is room for it.
+// The cache tensor: room for two numbers of each sum, of which the residual is used; then either
+// the exponentials or the means of the keys, each only where there is room for it.
 template <class T>
 struct CacheLayout {
-  T *row_residual = nullptr, *col_residual = nullptr, *exponentials = nullptr;
+  T *row_residual = nullptr, *col_residual = nullptr, *exponentials = nullptr, *means = nullptr;
+  T* means_valid = nullptr;
   int64_t exponential_elements = 0;
 
-  CacheLayout(T* memory, int64_t elements, const Arguments& a) {
+  CacheLayout(T* memory, int64_t elements, bool mean_keys, const Arguments& a) {
+    constexpr int64_t kHeader = 16;
     const int64_t sums = a.n() + (a.columns ? a.m() : 0);
-    const int64_t residuals = (sums + 15) / 16 * 16;
+    const int64_t residuals = (2 * sums + kHeader - 1) / kHeader * kHeader;
     if (elements < residuals) return;
     row_residual = memory;
     if (a.columns) col_residual = memory + a.n();
-    if (elements == residuals) return;
-    exponentials = memory + residuals;
-    exponential_elements = elements - residuals;
+    const int64_t rest = elements - residuals;
+    if (mean_keys) {
+      if (rest < kHeader + a.queries.numel()) return;
+      means_valid = memory + residuals;
+      means = means_valid + kHeader;
+    } else if (rest > 0) {
+      exponentials = memory + residuals;
+      exponential_elements = rest;
+    }
   }
 };
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements,
+                                           bool mean_keys,
                                            void (*kernel)(const SimilarityForward<T>&)) {
   Tensor rows = empty({a.n()}, kDtype<T>), cols = empty({a.columns ? a.m() : 0}, kDtype<T>);
-  Tensor cache = empty({cache_elements}, kDtype<T>);
+  // The means are added up in place.
+  Tensor cache =
+      mean_keys ? zeros({cache_elements}, kDtype<T>) : empty({cache_elements}, kDtype<T>);
   const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
   TorchWorkspace workspace;
   SimilarityForward<T> p;
   a.fill(p, ids, workspace);
   p.row_lse = mutable_data<T>(rows);
   p.col_lse = mutable_data<T>(cols);
-  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, a);
+  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, mean_keys, a);
   p.row_residual = layout.row_residual;
   p.col_residual = layout.col_residual;
   p.cache = layout.exponentials;
   p.cache_elements = layout.exponential_elements;
+  p.mean_keys = {layout.means, layout.means_valid};
   kernel(p);
   return {rows, cols, cache};
 }
@@ -162,7 +174,7 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Tensor& drows,
                                                     const Tensor& dcols, const Tensor& rows,
                                                     const Tensor& cols, const Tensor& cache,
-                                                    Gradients need,
+                                                    bool mean_keys, Gradients need,
                                                     void (*kernel)(const SimilarityBackward<T>&)) {
   const int64_t d = a.queries.size(1);
   // The gradient of the scale is read off that of the queries; in the symmetric form the queries
@@ -183,11 +195,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dcols = a.columns ? data<T>(dcols) : nullptr;
   p.row_lse = data<T>(rows);
   p.col_lse = a.columns ? data<T>(cols) : nullptr;
-  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(), a);
+  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(),
+                                    mean_keys, a);
   p.row_residual = layout.row_residual;
   p.col_residual = layout.col_residual;
   p.cache = layout.exponentials;
   p.cache_elements = layout.exponential_elements;
+  p.mean_keys = layout.means && *layout.means_valid == T(1) ? layout.means : nullptr;
   p.dq = mutable_data<T>(dq);
   p.dk = mutable_data<T>(dk);
   p.dscale = mutable_data<T>(dscale);
@@ -196,24 +210,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   return {need.queries ? dq : empty({0}, kDtype<T>), dk, dscale, dbias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(Tensor queries, MaybeTensor keys,
-                                                            Tensor scale, MaybeTensor bias,
-                                                            MaybeTensor query_ids,
-                                                            MaybeTensor key_ids, bool columns,
-                                                            int64_t cache_elements, int64_t isa) {
+std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(
+    Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias, MaybeTensor query_ids,
+    MaybeTensor key_ids, bool columns, int64_t cache_elements, bool mean_keys, int64_t isa) {
   const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
   a.check_all();
   STD_TORCH_CHECK(cache_elements >= 0, "cache_elements must not be negative");
+  STD_TORCH_CHECK(!mean_keys || (keys && !columns), "mean_keys need keys and no columns");
   const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
   return queries.scalar_type() == ScalarType::Float
-             ? forward<float>(a, cache_elements, kernels.forward_float)
-             : forward<double>(a, cache_elements, kernels.forward_double);
+             ? forward<float>(a, cache_elements, mean_keys, kernels.forward_float)
+             : forward<double>(a, cache_elements, mean_keys, kernels.forward_double);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     Tensor drows, Tensor dcols, Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias,
-    MaybeTensor query_ids, MaybeTensor key_ids, Tensor rows, Tensor cols, Tensor cache,
-    bool columns, bool need_queries, bool need_keys, bool need_scale, bool need_bias, int64_t isa) {
+    MaybeTensor query_ids, MaybeTensor key_ids, bool columns, Tensor rows, Tensor cols,
+    Tensor cache, bool mean_keys, bool need_queries, bool need_keys, bool need_scale,
+    bool need_bias, int64_t isa) {
   const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
   a.check_all();
   const ScalarType dtype = queries.scalar_type();
@@ -228,9 +242,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
   }
   const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
   const Gradients need{need_queries, need_keys, need_scale, need_bias};
-  return dtype == ScalarType::Float
-             ? backward<float>(a, drows, dcols, rows, cols, cache, need, kernels.backward_float)
-             : backward<double>(a, drows, dcols, rows, cols, cache, need, kernels.backward_double);
+  return dtype == ScalarType::Float ? backward<float>(a, drows, dcols, rows, cols, cache, mean_keys,
+                                                      need, kernels.backward_float)
+                                    : backward<double>(a, drows, dcols, rows, cols, cache,
+                                                       mean_keys, need, kernels.backward_double);
 }
 
 }  // namespace
@@ -239,13 +254,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
       "similarity_logsumexp_cpu(Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, "
-      "Tensor? query_ids, Tensor? key_ids, bool columns, int cache_elements, int isa) "
+      "Tensor? query_ids, Tensor? key_ids, bool columns, int cache_elements, bool mean_keys, "
+      "int isa) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "similarity_logsumexp_backward_cpu(Tensor drows, Tensor dcols, Tensor queries, Tensor? keys, "
-      "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, Tensor rows, Tensor cols, "
-      "Tensor cache, bool columns, bool need_queries, bool need_keys, bool need_scale, "
-      "bool need_bias, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, bool columns, Tensor rows, "
+      "Tensor cols, Tensor cache, bool mean_keys, bool need_queries, bool need_keys, "
+      "bool need_scale, bool need_bias, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sslfast_native, CPU, m) {
   m.impl("similarity_logsumexp_cpu", TORCH_BOX(&sslfast::similarity_logsumexp_cpu));

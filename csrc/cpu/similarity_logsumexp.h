@@ -35,6 +35,13 @@ struct SimilarityProblem {
   Workspace workspace;
 };
 
+// The mean of the keys under each query's softmax, from the forward pass; rows null: not asked for.
+template <class T>
+struct MeanKeys {
+  T* rows = nullptr;   // (N, D)
+  T* valid = nullptr;  // set to 1 where `rows` were computed, else to 0
+};
+
 template <class T>
 struct SimilarityForward : SimilarityProblem<T> {
   T* row_lse;       // (N)
@@ -43,6 +50,7 @@ struct SimilarityForward : SimilarityProblem<T> {
   T* col_residual;  // (M) or null
   T* cache;         // exponentials for the backward pass, or null
   int64_t cache_elements;
+  MeanKeys<T> mean_keys;
 };
 
 template <class T>
@@ -55,10 +63,11 @@ struct SimilarityBackward : SimilarityProblem<T> {
   const T* col_residual;
   const T* cache;
   int64_t cache_elements;
-  T* dq;      // (N, D), zeroed; null: not needed
-  T* dk;      // (M, D), zeroed
-  T* dscale;  // (1) or (N)
-  T* dbias;   // (M), zeroed
+  const T* mean_keys;  // (N, D) or null
+  T* dq;               // (N, D), zeroed; null: not needed
+  T* dk;               // (M, D), zeroed
+  T* dscale;           // (1) or (N)
+  T* dbias;            // (M), zeroed
 };
 
 struct SimilarityKernels {

@@ -10,7 +10,7 @@ void similarity_forward(const SimilarityForward<T>& p) {
 }
 template <class T>
 void similarity_backward(const SimilarityBackward<T>& p) {
-  BackwardPass<T>(p).run();
+  p.mean_keys ? gradient_from_means(p) : BackwardPass<T>(p).run();
 }
 
 extern const SimilarityKernels similarity_kernels;

@@ -5,74 +5,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslfast.ops import _similarity_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator
+from sslfast.ops._similarity_arguments import Arguments, Gradients, Needs, Sums, no_queries
 
 DTYPES = FLOATS
 
 
-def forward(
-    queries: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    columns: bool,
-    cache_elements: int,
-    *,
-    isa: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if len(queries) == 0:
-        return scale.new_empty(0), scale.new_empty(0), scale.new_empty(cache_elements)
-    outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.sslfast_native.similarity_logsumexp_cpu(
-        *_operands(queries, keys, scale, bias, query_ids, key_ids), columns, cache_elements, isa
+def forward(arguments: Arguments, keep: str, *, isa: int) -> Sums:
+    scale, room = arguments.scale, cost.cache_elements(arguments, keep)
+    if len(arguments.queries) == 0:
+        return Sums(scale.new_empty(0), scale.new_empty(0), scale.new_empty(room))
+    native = torch.ops.sslfast_native.similarity_logsumexp_cpu
+    return Sums(
+        *native(*_operands(*arguments[:6]), arguments.columns, room, keep == "mean_keys", isa)
     )
-    return outputs
 
 
 def backward(
     drows: Tensor,
     dcols: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    rows: Tensor,
-    cols: Tensor,
-    cache: Tensor,
-    columns: bool,
-    need_queries: bool,
-    need_keys: bool,
-    need_scale: bool,
-    need_bias: bool,
+    arguments: Arguments,
+    sums: Sums,
+    keep: str,
+    needs: Needs,
     *,
     isa: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if len(queries) == 0:
-        return (
-            queries.new_empty(queries.shape if need_queries else 0),
-            queries.new_zeros(keys.shape if keys is not None and need_keys else 0),
-            scale.new_zeros(scale.shape if need_scale else 0),
-            scale.new_zeros(bias.shape if bias is not None and need_bias else 0),
-        )
+) -> Gradients:
+    if len(arguments.queries) == 0:
+        return no_queries(arguments, needs)
     native = torch.ops.sslfast_native.similarity_logsumexp_backward_cpu
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor] = native(
-        drows.contiguous(),
-        dcols.contiguous(),
-        *_operands(queries, keys, scale, bias, query_ids, key_ids),
-        rows,
-        cols,
-        cache,
-        columns,
-        need_queries,
-        need_keys,
-        need_scale,
-        need_bias,
-        isa,
+    return Gradients(
+        *native(
+            drows.contiguous(),
+            dcols.contiguous(),
+            *_operands(*arguments[:6]),
+            arguments.columns,
+            *sums,
+            keep == "mean_keys",
+            *needs,
+            isa,
+        )
     )
-    return gradients
 
 
 def _operands(

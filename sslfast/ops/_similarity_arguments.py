@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,80 @@ from sslfast.ops._checks import (
     check_matrix,
     check_vector,
 )
+
+
+class Arguments(NamedTuple):
+    """What the op takes, in its order: contiguity is up to the launchers.
+
+    Args:
+        queries: (N, D) in the dtype of the product.
+        keys: (M, D) in the dtype of `queries`; None: the symmetric form.
+        scale: (1,) or (N,) in the accumulator dtype.
+        bias: (M,) in the accumulator dtype.
+        query_ids: (N,) int64.
+        key_ids: (M,) int64; None in the symmetric form.
+        columns: the sums over queries too.
+    """
+
+    queries: Tensor
+    keys: Tensor | None
+    scale: Tensor
+    bias: Tensor | None
+    query_ids: Tensor | None
+    key_ids: Tensor | None
+    columns: bool
+
+    @property
+    def num_keys(self) -> int:
+        return len(self.queries if self.keys is None else self.keys)
+
+    @property
+    def other_ids(self) -> Tensor | None:
+        """Ids of the keys, in the symmetric form too."""
+        return self.query_ids if self.keys is None else self.key_ids
+
+
+class Sums(NamedTuple):
+    """What the forward op returns.
+
+    Args:
+        rows: (N,) log-sum-exp of each query.
+        cols: (M,) log-sum-exp of each key; (0,) without `columns`.
+        cache: what the backward pass takes from the forward pass; laid out by the backend.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    cache: Tensor
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    queries: bool
+    keys: bool
+    scale: bool
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """Gradients in the order of `Needs`; (0,) where not asked for."""
+
+    queries: Tensor
+    keys: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+def no_queries(arguments: Arguments, needs: Needs) -> Gradients:
+    """Gradients of a problem without rows."""
+    queries, keys, scale, bias, *_ = arguments
+    return Gradients(
+        queries.new_empty(queries.shape if needs.queries else 0),
+        queries.new_zeros(keys.shape if keys is not None and needs.keys else 0),
+        scale.new_zeros(scale.shape if needs.scale else 0),
+        scale.new_zeros(bias.shape if bias is not None and needs.bias else 0),
+    )
 
 
 def check_arguments(
@@ -52,7 +126,8 @@ def tile_operands(queries: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor 
     """The matrices as a product would see them: in the autocast dtype, or in the wider of both."""
     dtype = queries.dtype if keys is None else torch.promote_types(queries.dtype, keys.dtype)
     device_type = queries.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+    autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    if dtype != torch.float64 and autocasts:
         dtype = torch.get_autocast_dtype(device_type)
     return queries.to(dtype), None if keys is None else keys.to(dtype)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sslfast.ops._checks import accumulator
+from sslfast.ops._similarity_arguments import Arguments
 
 CACHE_BYTES = 16 << 20  # exponentials kept from the forward for the backward pass
 CACHE_HEADER, LARGEST_BLOCK = 16, 192  # as in csrc/cpu
@@ -15,44 +16,49 @@ CACHE_MIN_FEATURES = 64  # below, computing a similarity again costs no more tha
 SCRATCH_BYTES = 8 << 20  # tiles and packed panels of all threads
 
 
-def cache_elements(
-    queries: Tensor,
-    keys: Tensor | None,
-    scale: float | Tensor,
-    bias: Tensor | None,
-    columns: bool,
-) -> int:
-    """Room for what the backward pass takes from the forward pass; none without a gradient.
+def what_to_keep(arguments: Arguments) -> str:
+    """What the backward pass takes from the forward pass.
 
-    That is what rounding took from each sum, and every exponential (in the symmetric form those
-    of the upper triangle) where they fit `CACHE_BYTES`. A part of them would cost the whole
-    budget and save little: at 4096 pairs 16 MiB hold an eighth of the triangle.
+    ``"nothing"`` without a gradient; else what rounding took from each sum, alone
+    (``"sums"``) or with more:
+
+    ``"mean_keys"``: where only queries and scales learn, their gradient is the mean of the keys
+    under each query's softmax, which the forward pass sums along the way: 2 U in all, not 3 U.
+    ``"exponentials"``: every one (in the symmetric form those of the upper triangle) where they
+    fit `CACHE_BYTES`. A part of them would cost the whole budget and save little: at 4096 pairs
+    16 MiB hold an eighth of the triangle.
     """
-    differentiable = (queries, keys, scale, bias)
-    if not torch.is_grad_enabled() or not any(
-        isinstance(each, Tensor) and each.requires_grad for each in differentiable
-    ):
+    queries, keys, scale, bias, *_ = arguments
+    learns = [each is not None and each.requires_grad for each in (queries, keys, scale, bias)]
+    if not torch.is_grad_enabled() or not any(learns):
+        return "nothing"
+    if keys is not None and not arguments.columns and not learns[1] and not learns[3]:
+        return "mean_keys"
+    fits = _exponentials(queries, keys) * accumulator(queries.dtype).itemsize <= CACHE_BYTES
+    return "exponentials" if fits and queries.shape[1] >= CACHE_MIN_FEATURES else "sums"
+
+
+def cache_elements(arguments: Arguments, keep: str) -> int:
+    """Elements of the cache, in the accumulator dtype."""
+    if keep == "nothing":
         return 0
+    sums = len(arguments.queries) + (arguments.num_keys if arguments.columns else 0)
+    elements = -(-2 * sums // CACHE_HEADER) * CACHE_HEADER
+    if keep == "mean_keys":
+        elements += CACHE_HEADER + arguments.queries.numel()
+    if keep == "exponentials":
+        elements += _exponentials(arguments.queries, arguments.keys)
+    return elements
+
+
+def _exponentials(queries: Tensor, keys: Tensor | None) -> int:
+    """Elements of all exponentials in whole tiles, with their header."""
     num_rows = queries.shape[0]
-    sums = num_rows + (keys.shape[0] if keys is not None and columns else 0)
-    residuals = -(-sums // CACHE_HEADER) * CACHE_HEADER
-    return residuals + _kept_exponentials(queries, keys)
-
-
-def _kept_exponentials(queries: Tensor, keys: Tensor | None) -> int:
-    """Elements of the exponentials that the forward pass keeps; 0 where they are computed again."""
-    num_rows, dim = queries.shape
-    if dim < CACHE_MIN_FEATURES:
-        return 0
     row_block = _block(num_rows)  # the kernel rounds up to blocks
     if keys is None:
-        exponentials = (num_rows + row_block) * (num_rows + 2 * row_block) // 2
-    else:
-        num_keys = keys.shape[0]
-        exponentials = (num_rows + row_block) * (num_keys + _block(num_keys))
-    exponentials += CACHE_HEADER
-    fits = exponentials * accumulator(queries.dtype).itemsize <= CACHE_BYTES
-    return exponentials if fits else 0
+        return (num_rows + row_block) * (num_rows + 2 * row_block) // 2 + CACHE_HEADER
+    num_keys = keys.shape[0]
+    return (num_rows + row_block) * (num_keys + _block(num_keys)) + CACHE_HEADER
 
 
 def _block(num_rows: int) -> int:
@@ -69,7 +75,8 @@ def flops(
     """
     num_rows, dim = queries.shape
     num_keys = num_rows if keys is None else keys.shape[0]
-    products = (3 if _kept_exponentials(queries, keys) else 4) if backward else 1
+    kept = _exponentials(queries, keys) * accumulator(queries.dtype).itemsize <= CACHE_BYTES
+    products = (3 if kept and dim >= CACHE_MIN_FEATURES else 4) if backward else 1
     return 2 * num_rows * num_keys * dim * products // (2 if keys is None else 1)
 
 

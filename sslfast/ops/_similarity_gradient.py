@@ -5,24 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslfast.ops._similarity_arguments import Arguments, Gradients, Needs, Sums
+
 
 def reference_backward(
-    drows: Tensor,
-    dcols: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    rows: Tensor,
-    cols: Tensor,
-    cache: Tensor,
-    columns: bool,
-    *needs: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """G and its four sums; empty where not needed. The cache of exponentials is not used."""
-    need_queries, need_keys, need_scale, need_bias = needs
+    drows: Tensor, dcols: Tensor, arguments: Arguments, sums: Sums, keep: str, needs: Needs
+) -> Gradients:
+    """G and its four sums; empty where not needed. Nothing kept is used but the sums."""
+    queries, keys, scale, bias, query_ids, _, columns = arguments
+    rows, cols, _ = sums
     symmetric = keys is None
     q = queries.to(scale.dtype)  # (N, D)
     k = q if keys is None else keys.to(scale.dtype)  # (M, D)
@@ -32,18 +23,18 @@ def reference_backward(
     gradient = _softmax_gradient(logits, rows[:, None], drows[:, None])  # (N, M)
     if columns:
         gradient = gradient + _softmax_gradient(logits, cols, dcols)  # (N, M)
-    if query_ids is not None:
-        others = query_ids if key_ids is None else key_ids  # (M,)
-        gradient = gradient.masked_fill(query_ids[:, None] == others[None, :], 0)  # (N, M)
+    if query_ids is not None and arguments.other_ids is not None:
+        excluded = query_ids[:, None] == arguments.other_ids[None, :]  # (N, M)
+        gradient = gradient.masked_fill(excluded, 0)  # (N, M)
     empty = scale.new_empty
     both = gradient + gradient.T if symmetric else gradient  # (N, M)
     products = (gradient * similarity).sum(1)  # (N,)
     dscale = products if scale.numel() > 1 else products.sum().reshape(1)  # (N,) or (1,)
-    return (
-        factor * (both @ k) if need_queries else empty(0),  # (N, D)
-        gradient.T @ (factor * q) if need_keys and not symmetric else empty(0),  # (M, D)
-        dscale if need_scale else empty(0),
-        gradient.sum(0) if need_bias else empty(0),  # (M,)
+    return Gradients(
+        factor * (both @ k) if needs.queries else empty(0),  # (N, D)
+        gradient.T @ (factor * q) if needs.keys and not symmetric else empty(0),  # (M, D)
+        dscale if needs.scale else empty(0),
+        gradient.sum(0) if needs.bias else empty(0),  # (M,)
     )
 
 

@@ -22,6 +22,8 @@ in cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal, overload
 
 import torch
@@ -33,10 +35,16 @@ from sslfast.cpu import similarity_logsumexp as cpu
 from sslfast.ops import _similarity_cases as cases
 from sslfast.ops import _similarity_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator, check_finite
-from sslfast.ops._similarity_arguments import check_arguments, scale_tensor, tile_operands
+from sslfast.ops._similarity_arguments import (
+    Arguments,
+    Gradients,
+    Needs,
+    Sums,
+    check_arguments,
+    scale_tensor,
+    tile_operands,
+)
 from sslfast.ops._similarity_gradient import reference_backward
-
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def reference(
@@ -131,7 +139,7 @@ def similarity_logsumexp(
     check_arguments(queries, keys, scale, bias, query_ids, key_ids, columns)
     queries, keys = tile_operands(queries, keys)
     wide = accumulator(queries.dtype)
-    rows, cols, _ = _forward(
+    arguments = Arguments(
         queries,
         keys,
         scale_tensor(scale, queries, wide),
@@ -139,45 +147,42 @@ def similarity_logsumexp(
         None if query_ids is None else query_ids.to(torch.int64),
         None if key_ids is None else key_ids.to(torch.int64),
         columns,
-        cost.cache_elements(queries, keys, scale, bias, columns),
-        _backends.forced(),
     )
+    rows, cols, _ = _forward(*arguments, cost.what_to_keep(arguments), _backends.forced())
     return (rows, cols) if columns else rows
 
 
 _ARGUMENTS = (
-    "Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids"
+    "Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, Tensor? query_ids, "
+    "Tensor? key_ids, bool columns"
 )
 
 
 @torch.library.custom_op(
     "sslfast::similarity_logsumexp",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, bool columns, int cache_elements, str backend)"
-    " -> (Tensor rows, Tensor cols, Tensor cache)",
+    schema=f"({_ARGUMENTS}, str keep, str backend) -> (Tensor rows, Tensor cols, Tensor cache)",
 )
-def _forward(
-    queries: Tensor, keys: Tensor | None, scale: Tensor, bias: Tensor | None, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_finite("scale", scale)
-    if bias is not None:
-        check_finite("bias", bias)
-    *arguments, backend = others
-    choice = _backends.choose(SPEC, backend, queries, keys)
-    outputs: tuple[Tensor, Tensor, Tensor] = choice.forward(queries, keys, scale, bias, *arguments)
-    return outputs
+def _forward(*given: Any) -> Sums:
+    *fields, keep, backend = given
+    arguments = Arguments(*fields)
+    check_finite("scale", arguments.scale)
+    if arguments.bias is not None:
+        check_finite("bias", arguments.bias)
+    choice = _backends.choose(SPEC, backend, arguments.queries, arguments.keys)
+    sums: Sums = choice.forward(arguments, keep)
+    return sums
 
 
 @_forward.register_fake
-def _(
-    queries: Tensor, keys: Tensor | None, scale: Tensor, *options: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    columns, cache_elements, _backend = options[-3:]
-    num_keys = queries.shape[0] if keys is None else keys.shape[0]
-    return (
-        scale.new_empty(queries.shape[0]),
-        scale.new_empty(num_keys if columns else 0),
-        scale.new_empty(cache_elements),
+def _(*given: Any) -> Sums:
+    *fields, keep, _backend = given
+    arguments = Arguments(*fields)
+    empty = arguments.scale.new_empty
+    return Sums(
+        empty(len(arguments.queries)),
+        empty(arguments.num_keys if arguments.columns else 0),
+        empty(cost.cache_elements(arguments, keep)),
     )
 
 
@@ -185,39 +190,40 @@ def _(
     "sslfast::similarity_logsumexp_backward",
     mutates_args=(),
     schema=f"(Tensor drows, Tensor dcols, {_ARGUMENTS}, Tensor rows, Tensor cols, Tensor cache,"
-    " bool columns, bool need_queries, bool need_keys, bool need_scale, bool need_bias,"
+    " str keep, bool need_queries, bool need_keys, bool need_scale, bool need_bias,"
     " str backend) -> (Tensor dqueries, Tensor dkeys, Tensor dscale, Tensor dbias)",
 )
-def _backward(
-    drows: Tensor, dcols: Tensor, queries: Tensor, keys: Tensor | None, *others: Any
-) -> Gradients:
-    *arguments, backend = others
-    choice = _backends.choose(SPEC, backend, queries, keys)
-    dqueries, dkeys, *rest = choice.backward(drows, dcols, queries, keys, *arguments)
-    return (dqueries.to(queries.dtype), dkeys.to(queries.dtype), *rest)
+def _backward(*given: Any) -> Gradients:
+    drows, dcols, arguments, sums, keep, needs, backend = _parse(given)
+    choice = _backends.choose(SPEC, backend, arguments.queries, arguments.keys)
+    dqueries, dkeys, dscale, dbias = choice.backward(drows, dcols, arguments, sums, keep, needs)
+    dtype = arguments.queries.dtype
+    return Gradients(dqueries.to(dtype), dkeys.to(dtype), dscale, dbias)
+
+
+def _parse(given: Sequence[Any]) -> tuple[Tensor, Tensor, Arguments, Sums, str, Needs, str]:
+    """The arguments of the backward op."""
+    drows, dcols, *others = given
+    sizes = (len(Arguments._fields), len(Sums._fields), 1, len(Needs._fields), 1)
+    rest = iter(others)
+    arguments, sums, (keep,), needs, (backend,) = (tuple(islice(rest, size)) for size in sizes)
+    return drows, dcols, Arguments(*arguments), Sums(*sums), keep, Needs(*needs), backend
 
 
 @_backward.register_fake
-def _(
-    drows: Tensor,
-    dcols: Tensor,
-    queries: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    *others: Any,
-) -> Gradients:
-    need_queries, need_keys, need_scale, need_bias, _backend = others[-5:]
-    return (
-        queries.new_empty(queries.shape if need_queries else 0),
-        queries.new_empty(0) if keys is None or not need_keys else keys.new_empty(keys.shape),
-        scale.new_empty(scale.shape if need_scale else 0),
-        scale.new_empty(0) if bias is None or not need_bias else bias.new_empty(bias.shape),
+def _(*given: Any) -> Gradients:
+    _, _, arguments, _, _, needs, _ = _parse(given)
+    queries, keys, scale, bias, *_ = arguments
+    return Gradients(
+        queries.new_empty(queries.shape if needs.queries else 0),
+        queries.new_empty(keys.shape if keys is not None and needs.keys else 0),
+        scale.new_empty(scale.shape if needs.scale else 0),
+        scale.new_empty(bias.shape if bias is not None and needs.bias else 0),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.columns, _, ctx.backend = inputs
+    *tensors, ctx.columns, ctx.keep, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)
 
@@ -230,7 +236,7 @@ def _autograd(
     dcols = torch.zeros_like(cols) if dcols is None else dcols
     needs = ctx.needs_input_grad[:4]
     gradients = _backward(
-        drows, dcols, *tensors, rows, cols, cache, ctx.columns, *needs, ctx.backend
+        drows, dcols, *tensors, ctx.columns, rows, cols, cache, ctx.keep, *needs, ctx.backend
     )
     wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
     return *wanted, None, None, None, None, None
@@ -239,21 +245,13 @@ def _autograd(
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def _reference_forward(
-    queries: Tensor,
-    keys: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    columns: bool,
-    cache_elements: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _reference_forward(arguments: Arguments, keep: str) -> Sums:
+    queries, keys, scale, bias, query_ids, key_ids, columns = arguments
     ids = {"query_ids": query_ids, "key_ids": key_ids}
     with torch.autocast(queries.device.type, enabled=False):
         outputs = reference(queries, keys, scale=scale, bias=bias, columns=columns, **ids)
     rows, cols = outputs if isinstance(outputs, tuple) else (outputs, scale.new_empty(0))
-    return rows, cols, scale.new_empty(cache_elements)
+    return Sums(rows, cols, scale.new_empty(cost.cache_elements(arguments, keep)))
 
 
 SPEC = register_primitive(
