@@ -5,15 +5,18 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
+import distributed_cases
+import distributed_clip
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sslfast._registry import LOSSES
 from sslfast.distributed import all_gather_rows, rank, world_size
 from sslfast.functional import ntxent_loss
-from sslfast.losses import NTXentLoss
+from sslfast.losses import CLIPLoss, NTXentLoss
 from sslfast.losses.contrastive.ntxent import _ntxent_eager
 
 NUM_IMAGES = 24
@@ -129,6 +132,9 @@ def worker(index: int, num_ranks: int, folder: str) -> None:
         "subgroup": subgroup_case(),
         "bank": bank_case(),
         "unequal": unequal_batches_message(),
+        "clip": distributed_clip.run(),
+        "clip errors": distributed_clip.messages(),
+        "losses": {str(case): distributed_cases.run(case) for case in distributed_cases.CASES},
     }
     torch.save(results, f"{folder}/{index}.pt")
     dist.destroy_process_group()
@@ -140,6 +146,60 @@ def ranks(request, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     torch.multiprocessing.spawn(worker, (request.param, str(folder)), nprocs=request.param)
     return [torch.load(Path(folder, f"{index}.pt")) for index in range(request.param)]
+
+
+def test_every_loss_that_gathers_has_a_sample_that_does():
+    gathering = {loss.name for loss in LOSSES.values() if distributed_cases.gathers(loss)}
+    assert gathering == {case.loss.name for case in distributed_cases.CASES}
+
+
+@pytest.mark.parametrize("case", distributed_cases.CASES, ids=str)
+def test_every_loss_under_ddp_is_the_loss_of_the_global_batch(ranks, case):
+    whole = distributed_cases.run(case)
+    parts = [result["losses"][str(case)] for result in ranks]
+    assert all(part.keys() == whole.keys() for part in parts)
+    torch.testing.assert_close(torch.stack([part["loss"] for part in parts]).mean(), whole["loss"])
+    for name in whole.keys() - {"loss"}:
+        expected = whole[name]
+        assert expected.abs().max() > 0
+        if parts[0][name].shape != expected.shape:  # rows: what they receive is not averaged yet
+            received = torch.cat([part[name] for part in parts]) / len(parts)
+            torch.testing.assert_close(received, expected)
+        else:
+            for part in parts:
+                torch.testing.assert_close(part[name], expected)
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        *product(distributed_clip.WAYS, ("", " told", " open_clip")),
+        *product(distributed_clip.COMPILED_WAYS, (" compiled",)),
+    ],
+    ids=str,
+)
+def test_clip_gathers_as_open_clip_does(ranks, way, kind):
+    results = [result["clip"].get(f"{way}{kind}") for result in ranks]
+    if results[0] is None:
+        pytest.skip("open_clip_torch is not installed")
+    truths = [distributed_clip.expected(way, len(ranks), index) for index in range(len(ranks))]
+    for result, truth in zip(results, truths, strict=True):
+        torch.testing.assert_close(result[:3], truth[:3])
+    scales = (torch.stack([each[3] for each in found]).mean() for found in (results, truths))
+    torch.testing.assert_close(*scales)
+    assert len({result[0].item() for result in results}) == (len(ranks) if way[0] else 1)
+
+
+def test_clip_gathers_nothing_in_a_world_of_one_and_knows_its_place(ranks):
+    for index, result in enumerate(ranks):
+        rows = slice(index * distributed_clip.SHARE, (index + 1) * distributed_clip.SHARE)
+        images, texts, scale = distributed_clip.towers(len(ranks))
+        alone = CLIPLoss()(images[rows], texts[rows], scale)
+        torch.testing.assert_close(result["clip"]["alone"][0], alone.detach())
+        wrong_rank, wrong_size = result["clip errors"]
+        assert wrong_rank.startswith(f"rank must be that of torch.distributed ({index})")
+        expected = "rank" if index else "world_size"
+        assert wrong_size.startswith(f"{expected} must be that of torch.distributed")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,25 @@ class LossCase:
 CASES = tuple(LossCase(spec, sample) for spec in LOSSES.values() for sample in spec.samples)
 
 
+def largest_logit(arguments: dict[str, Any]) -> float:
+    """Bound of a logit: the inverse temperature of unit rows, or the scale of rows as they are."""
+    if "logit_scale" not in arguments:
+        return 1 / float(arguments.get("temperature", 1.0))
+    rows = [v for v in arguments.values() if isinstance(v, Tensor) and v.ndim == 2]
+    lengths = [float(matrix.norm(dim=1).max()) for matrix in rows]
+    return abs(float(arguments["logit_scale"])) * math.prod(lengths)
+
+
 def tolerance(arguments: dict[str, Any]) -> Tolerance:
-    """A logit of 1 / temperature carries that many eps into the loss and its gradient."""
-    floor = max(8.0, 1 / arguments.get("temperature", 1.0))
-    return Tolerance(floor=floor, reason="logits are rounded to eps / temperature")
+    """A logit carries as many eps as it is large into the loss and its gradient."""
+    floor = max(8.0, largest_logit(arguments))
+    return Tolerance(floor=floor, reason="logits are rounded to eps times their size")
+
+
+def differentiable(arguments: dict[str, Any]) -> list[str]:
+    """Every floating tensor but a queue of past rows."""
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    return [n for n, value in tensors.items() if value.is_floating_point() and n != "negatives"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -53,7 +69,7 @@ def test_values_and_gradients(
         eager,
         arguments,
         dtype=dtype,
-        differentiable=[name for name in arguments if name.startswith("embeddings")],
+        differentiable=differentiable(arguments),
         tolerance=tolerance(arguments),
         rounding=dtype,
     )

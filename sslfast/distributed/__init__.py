@@ -6,7 +6,15 @@ function here is the identity.
 
 from __future__ import annotations
 
+from sslfast.distributed.exchange import exchange_rows, mean_over_ranks, scale_gradient
 from sslfast.distributed.gather import all_gather_rows
 from sslfast.distributed.world import rank, world_size
 
-__all__ = ["all_gather_rows", "rank", "world_size"]
+__all__ = [
+    "all_gather_rows",
+    "exchange_rows",
+    "mean_over_ranks",
+    "rank",
+    "scale_gradient",
+    "world_size",
+]

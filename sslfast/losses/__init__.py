@@ -6,7 +6,30 @@ Class names, arguments, defaults, return shapes and buffers are those of lightly
 
 from __future__ import annotations
 
-from sslfast.losses.contrastive import NTXentLoss
+from sslfast.losses.contrastive import (
+    AlignmentLoss,
+    CLIPLoss,
+    DCLLoss,
+    DCLWLoss,
+    HardNegativeLoss,
+    HypersphereLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SupConLoss,
+    UniformityLoss,
+)
 from sslfast.losses.memory_bank import MemoryBankModule
 
-__all__ = ["MemoryBankModule", "NTXentLoss"]
+__all__ = [
+    "AlignmentLoss",
+    "CLIPLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "HardNegativeLoss",
+    "HypersphereLoss",
+    "InfoNCELoss",
+    "MemoryBankModule",
+    "NTXentLoss",
+    "SupConLoss",
+    "UniformityLoss",
+]

@@ -49,28 +49,71 @@ def check_temperature(temperature: float | Tensor, device: torch.device | None =
         ValueError: several elements, on another device, not finite, or below 1e-8.
     """
     if isinstance(temperature, Tensor):
-        value = _value_of_tensor(temperature, device)
+        value = _value_of_tensor("temperature", temperature, device)
     elif isinstance(temperature, (int, float)):
         value = temperature
     else:
         raise TypeError(
             f"temperature must be a number or a tensor, got {type(temperature).__name__}"
         )
-    if value is not None and not (math.isfinite(value) and value >= MIN_TEMPERATURE):
+    if value is not None and not MIN_TEMPERATURE <= value < math.inf:
         raise ValueError(f"temperature must be finite and at least 1e-8, got {value}")
 
 
-def _value_of_tensor(temperature: Tensor, device: torch.device | None) -> float | None:
-    """The value of a checked temperature, None where it must not be read."""
-    check_floating("temperature", temperature)
-    if temperature.numel() != 1:
-        raise ValueError(f"temperature must have one element, got shape {tuple(temperature.shape)}")
-    if device is not None and temperature.device != device:
+def check_number(
+    name: str,
+    value: float,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """A finite number with ``least <= value``, ``above < value`` and ``value < below``.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if least <= value < math.inf and above < value < below:
+        return
+    limits = (("at least", least), ("above", above), ("below", below))
+    expected = [f"{words} {limit:g}" for words, limit in limits if math.isfinite(limit)]
+    raise ValueError(f"{name} must be {' and '.join(['finite', *expected])}, got {value}")
+
+
+def check_distributed(gather_distributed: bool) -> None:
+    """Raises ValueError where ranks are to be gathered by a torch that knows none."""
+    if gather_distributed and not torch.distributed.is_available():
+        raise ValueError("gather_distributed must be False: this torch has no torch.distributed")
+
+
+def check_scalar(name: str, value: float | Tensor, device: torch.device) -> None:
+    """A finite number, or a floating tensor with one such element on `device`; read as above.
+
+    Raises:
+        TypeError: neither a number nor a floating tensor.
+        ValueError: several elements, on another device, or not finite.
+    """
+    if not isinstance(value, Tensor):
+        check_number(name, value)
+        return
+    element = _value_of_tensor(name, value, device)
+    if element is not None and not math.isfinite(element):
+        raise ValueError(f"{name} must be finite, got {element}")
+
+
+def _value_of_tensor(name: str, scalar: Tensor, device: torch.device | None) -> float | None:
+    """The value of a checked one-element tensor, None where it must not be read."""
+    check_floating(name, scalar)
+    if scalar.numel() != 1:
+        raise ValueError(f"{name} must have one element, got shape {tuple(scalar.shape)}")
+    if device is not None and scalar.device != device:
         raise ValueError(
-            f"temperature must be on the device of the embeddings ({device}), "
-            f"got {temperature.device}"
+            f"{name} must be on the device of the embeddings ({device}), got {scalar.device}"
         )
-    on_host = temperature.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
-    if torch.compiler.is_compiling() or temperature.is_meta or not on_host:
+    on_host = scalar.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
+    if torch.compiler.is_compiling() or scalar.is_meta or not on_host:
         return None
-    return temperature.item()
+    return scalar.item()

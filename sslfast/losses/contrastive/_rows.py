@@ -1,11 +1,14 @@
-"""What the contrastive losses share: rounded operands, positives, the one-sided loss."""
+"""What the contrastive losses share: rounded operands, positives, InfoNCE in its two shapes."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast.distributed import all_gather_rows, exchange_rows, rank, world_size
 from sslfast.losses._reduce import mean
 from sslfast.ops._checks import accumulator
 from sslfast.ops._similarity_arguments import tile_operands
@@ -15,14 +18,46 @@ from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 def one_sided_loss(
     queries: Tensor, positives: Tensor, negatives: Tensor, temperature: float | Tensor
 ) -> Tensor:
-    """InfoNCE of unit rows (N, D), their positives (N, D) and shared negatives (K, D)."""
+    """InfoNCE of rows (N, D), their positives (N, D) and shared negatives (K, D)."""
     wide = torch.promote_types(queries.dtype, positives.dtype)
     wide = torch.promote_types(wide, negatives.dtype)
     queries, positives = (round_like_tiles(rows.to(wide)) for rows in (queries, positives))
     scale = inverse(temperature, queries)
+    # First, so that its gradient is formed last, when the kernel's memory is free again.
+    positive = scale * row_dot(queries, positives)  # (N,)
     lse = similarity_logsumexp(queries, negatives, scale=scale)  # (N,)
-    positive = scale * row_dot(queries, positives)
     return -mean(F.logsigmoid(positive - lse))
+
+
+def paired_loss(
+    queries: Tensor,
+    keys: Tensor,
+    scale: float | Tensor,
+    *,
+    both_directions: bool,
+    gather_distributed: bool,
+) -> Tensor:
+    """InfoNCE of rows (N, D) and keys (N, D), row i the positive of key i, the rest negatives.
+
+    Both directions come from one pass over the similarities, with ranks too: a rank has the rows
+    of its queries and, for every rank's keys, its part of the columns. Exchanging these parts
+    takes W N numbers and saves a second pass and the gather of the queries.
+    """
+    queries, keys = tile_operands(queries, keys)
+    ranks = world_size() if gather_distributed else 1
+    # First, so that its gradient is formed last, when the kernel's memory is free again.
+    positive = scale * row_dot(queries, keys)  # (N,)
+    all_keys = all_gather_rows(keys) if ranks > 1 else keys  # (W N, D)
+    key_ids = torch.arange(len(all_keys), device=keys.device)
+    query_ids = key_ids[: len(queries)] + (rank() * len(queries) if ranks > 1 else 0)
+    ids: dict[str, Any] = {"query_ids": query_ids, "key_ids": key_ids}
+    if not both_directions:
+        rows = similarity_logsumexp(queries, all_keys, scale=scale, **ids)  # (N,)
+        return -mean(F.logsigmoid(positive - rows))
+    rows, columns = similarity_logsumexp(queries, all_keys, scale=scale, columns=True, **ids)
+    if ranks > 1:
+        columns = exchange_rows(columns).view(ranks, -1).logsumexp(0)  # (W N,) to (N,)
+    return -mean(F.logsigmoid(positive - torch.stack((rows, columns))))
 
 
 def round_like_tiles(rows: Tensor) -> Tensor:
@@ -42,3 +77,8 @@ def inverse(temperature: float | Tensor, rows: Tensor) -> float | Tensor:
     if not isinstance(temperature, Tensor):
         return 1 / temperature
     return temperature.reshape(()).to(accumulator(rows.dtype)).reciprocal()
+
+
+def factor(scale: float | Tensor, rows: Tensor) -> float | Tensor:
+    """`scale` itself: a number, or a 0-dim tensor in the dtype that `rows` accumulate in."""
+    return scale.reshape(()).to(accumulator(rows.dtype)) if isinstance(scale, Tensor) else scale

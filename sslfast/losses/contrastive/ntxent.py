@@ -9,13 +9,14 @@ view of the image of row i,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import all_gather_rows, rank
 from sslfast.losses._checks import (
     MIN_TEMPERATURE,
     check_rows,
@@ -23,7 +24,8 @@ from sslfast.losses._checks import (
     check_views,
 )
 from sslfast.losses._reduce import mean
-from sslfast.losses.contrastive._rows import inverse, one_sided_loss, round_like_tiles, row_dot
+from sslfast.losses.contrastive._pairs import other_images, positive_similarity
+from sslfast.losses.contrastive._rows import inverse, one_sided_loss, round_like_tiles
 from sslfast.losses.memory_bank import MemoryBankModule
 from sslfast.ops._checks import check_device
 from sslfast.ops.l2_normalize import l2_normalize
@@ -162,19 +164,12 @@ def _loss_within_batch(
 ) -> Tensor:
     """Equation 1: both views are queries and keys, on this rank or on all."""
     rows = round_like_tiles(l2_normalize(torch.cat((embeddings0, embeddings1))))  # (2N, D)
-    num_images = len(embeddings0)
     scale = inverse(temperature, rows)
-    image_ids = torch.arange(num_images, device=rows.device).repeat(2)  # (2N,)
-    if gather_distributed and world_size() > 1:
-        keys = all_gather_rows(rows)  # (W 2N, D), rank after rank
-        all_ids = torch.arange(len(keys) // 2, device=rows.device)
-        key_ids = all_ids.view(-1, 1, num_images).expand(-1, 2, -1).reshape(-1)
-        query_ids = image_ids + rank() * num_images
-        lse = similarity_logsumexp(rows, keys, scale=scale, query_ids=query_ids, key_ids=key_ids)
-    else:
-        lse = similarity_logsumexp(rows, scale=scale, query_ids=image_ids)
-    positive = scale * row_dot(*rows.view(2, num_images, -1).unbind())  # (N,)
-    return -mean(F.logsigmoid(positive - lse.view(2, num_images)))
+    # First, so that its gradient is formed last, when the kernel's memory is free again.
+    positive = scale * positive_similarity(rows)  # (N,)
+    keys, query_ids, key_ids = other_images(rows, gather_distributed)
+    lse = similarity_logsumexp(rows, keys, scale=scale, query_ids=query_ids, key_ids=key_ids)
+    return -mean(F.logsigmoid(positive - lse.view(2, -1)))
 
 
 def _ntxent_eager(
@@ -211,19 +206,22 @@ def _views(
     num_negatives: int = 0,
     noise: float = 0.5,
     magnitude: float = 1.0,
+    gather: bool = False,
 ) -> Sample:
     """Two noisy views of random embeddings; unit negatives where asked for."""
 
-    def make(generator: torch.Generator) -> dict[str, float | Tensor]:
+    def make(generator: torch.Generator) -> dict[str, Any]:
         def normal(rows: int) -> Tensor:
             return torch.randn(rows, dim, generator=generator, dtype=torch.float64)
 
         images = normal(num_images)
-        sample: dict[str, float | Tensor] = {
+        sample: dict[str, Any] = {
             "embeddings0": magnitude * (images + noise * normal(num_images)),
             "embeddings1": magnitude * (images + noise * normal(num_images)),
             "temperature": temperature,
         }
+        if gather:
+            sample["gather_distributed"] = True
         if num_negatives:
             sample["negatives"] = F.normalize(normal(num_negatives))
         return sample
@@ -248,6 +246,7 @@ SPEC = register_loss(
             _views(
                 "ragged_queue", "ragged", 19, 130, temperature=0.07, noise=1.5, num_negatives=301
             ),
+            _views("gathered", "ragged", 20, 11, temperature=0.2, gather=True),
             _views("small_batch", "typical", 256, 128, temperature=0.5),
             _views("batch", "typical", 1024, 128, temperature=0.1),
             _views("queue", "typical", 256, 128, temperature=0.2, num_negatives=4096),
