@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from conftest import CASES, Case
 from torch import Tensor
 
 import sslfast
-from sslfast.testing import cast
+from sslfast._registry import PRIMITIVES
+from sslfast.testing import cast, check_case
 
+LOGSUMEXP = PRIMITIVES["similarity_logsumexp"]
 MAX_INPUTS = 700  # finite differences cost two calls an element
 CHECKED = tuple(
     case
@@ -199,6 +203,40 @@ def test_kept_exponentials_give_the_same_gradient(
         return list(torch.autograd.grad(total, leaves))
 
     kept = gradients()
-    monkeypatch.setattr("sslfast.ops._similarity_cost.CACHE_BYTES", 0)
+    monkeypatch.setattr("sslfast.ops._similarity_cost.cache_bytes", lambda *_: 0)
     for one, other in zip(kept, gradients(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["queue", "options", "cold", "one filtered out", "wide"])
+def test_only_queries_learn(
+    form: str, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
+) -> None:
+    """The gradient is then the mean of the keys, which the forward pass sums where it can."""
+    if dtype not in LOGSUMEXP.implementations[cpu_backend.partition(":")[0]].dtypes:
+        pytest.skip(f"{cpu_backend} does not take {dtype}")
+    num_rows, num_keys, dim = 70, 333, 300 if form == "wide" else 61
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
+    arguments: dict[str, Any] = {
+        "queries": torch.nn.functional.normalize(normal(num_rows, dim)),
+        "keys": torch.nn.functional.normalize(normal(num_keys, dim)),
+        "scale": torch.tensor({"queue": 5.0, "cold": 2000.0}.get(form, 20.0)).double(),
+    }
+    if form == "options":
+        arguments["scale"] = 5 + normal(num_rows).abs()
+        arguments["bias"] = normal(num_keys)
+    if form in ("options", "one filtered out"):
+        arguments["query_ids"] = torch.arange(num_rows) % 9
+        arguments["key_ids"] = torch.arange(num_keys) % 11
+    if form == "one filtered out":
+        arguments["key_ids"][:] = 3
+    report = check_case(
+        sslfast.similarity_logsumexp,
+        LOGSUMEXP.reference,
+        arguments,
+        dtype=dtype,
+        differentiable=("queries", "scale"),
+    )
+    print(f"error ratio {report.ratio:.2f}")
+    report.require()

@@ -121,6 +121,9 @@ SAMPLES = (
     _symmetric("two_views", "typical", 1024, 128, scale=10.0),
     _rectangular("queue", "typical", 128, 4096, 128, scale=5.0),
     _rectangular("image_text", "typical", 512, 512, 256, scale=14.3, columns=True),
+    _rectangular(
+        "candidates", "typical", 256, 1000, 64, scale=8.0, per_query=True, bias=1.0, classes=99
+    ),
     _symmetric("temperature_0.001", "extreme", 97, 64, scale=1000.0),
     _rectangular("temperature_0.001_columns", "extreme", 45, 33, 24, scale=1000.0, columns=True),
     _rectangular("temperature_0.001_bias", "extreme", 33, 50, 16, scale=1000.0, bias=50.0),

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from sslfast.ops._checks import accumulator
 from sslfast.ops._similarity_arguments import Arguments
+from sslfast.triton._launch import on_gpu
 
-CACHE_BYTES = 16 << 20  # exponentials kept from the forward for the backward pass
+# Exponentials kept from the forward for the backward pass: at most 16 MiB, or five times the
+# operands where that is more (4096 x 4096 of them at 512 features); on a GPU 2 GiB.
+CACHE_BYTES, CACHE_OPERANDS, GPU_CACHE_BYTES = 16 << 20, 5, 2 << 30
 CACHE_HEADER, LARGEST_BLOCK = 16, 192  # as in csrc/cpu
-CACHE_MIN_FEATURES = 64  # below, computing a similarity again costs no more than reading it
+# Below, computing a similarity again costs no more than reading it.
+CACHE_MIN_FEATURES, GPU_CACHE_MIN_FEATURES = 64, 256
 SCRATCH_BYTES = 8 << 20  # tiles and packed panels of all threads
+# On a GPU: partial sums of a row, gradient rows of all programs at once, a chunk of G.
+GPU_PARTS, GPU_PROGRAM_ROWS, GPU_CHUNK_BYTES = 128, 400 * 128, 256 << 20
 
 
 def what_to_keep(arguments: Arguments) -> str:
@@ -25,25 +31,46 @@ def what_to_keep(arguments: Arguments) -> str:
     ``"mean_keys"``: where only queries and scales learn, their gradient is the mean of the keys
     under each query's softmax, which the forward pass sums along the way: 2 U in all, not 3 U.
     ``"exponentials"``: every one (in the symmetric form those of the upper triangle) where they
-    fit `CACHE_BYTES`. A part of them would cost the whole budget and save little: at 4096 pairs
-    16 MiB hold an eighth of the triangle.
+    fit `cache_bytes`: memory stays linear in the operands. A part of them would cost the whole
+    budget and save little: at 4096 pairs 16 MiB hold an eighth of the triangle.
     """
     queries, keys, scale, bias, *_ = arguments
     learns = [each is not None and each.requires_grad for each in (queries, keys, scale, bias)]
     if not torch.is_grad_enabled() or not any(learns):
         return "nothing"
-    if keys is not None and not arguments.columns and not learns[1] and not learns[3]:
+    one_sided = keys is not None and not arguments.columns and not learns[1] and not learns[3]
+    if one_sided and _means_fit(queries):
         return "mean_keys"
-    fits = _exponentials(queries, keys) * accumulator(queries.dtype).itemsize <= CACHE_BYTES
-    return "exponentials" if fits and queries.shape[1] >= CACHE_MIN_FEATURES else "sums"
+    return "exponentials" if _exponentials_fit(queries, keys) else "sums"
+
+
+def _means_fit(queries: Tensor) -> bool:
+    """On a GPU the means must fit registers, and unnormalised ones the range of the dtype."""
+    if not on_gpu(queries):
+        return True
+    most = {torch.bfloat16: 256, torch.float32: 64}.get(queries.dtype, 0)
+    return queries.shape[1] <= most
+
+
+def _exponentials_fit(queries: Tensor, keys: Tensor | None) -> bool:
+    least = GPU_CACHE_MIN_FEATURES if on_gpu(queries) else CACHE_MIN_FEATURES
+    size = _exponentials(queries, keys) * accumulator(queries.dtype).itemsize
+    return size <= cache_bytes(queries, keys) and queries.shape[1] >= least
+
+
+def cache_bytes(queries: Tensor, keys: Tensor | None) -> int:
+    """Most bytes of exponentials that are kept from the forward for the backward pass."""
+    if on_gpu(queries):
+        return GPU_CACHE_BYTES
+    operands = _elements(queries, keys) * accumulator(queries.dtype).itemsize
+    return max(CACHE_BYTES, CACHE_OPERANDS * operands)
 
 
 def cache_elements(arguments: Arguments, keep: str) -> int:
     """Elements of the cache, in the accumulator dtype."""
     if keep == "nothing":
         return 0
-    sums = len(arguments.queries) + (arguments.num_keys if arguments.columns else 0)
-    elements = -(-2 * sums // CACHE_HEADER) * CACHE_HEADER
+    elements = sum_elements(arguments)
     if keep == "mean_keys":
         elements += CACHE_HEADER + arguments.queries.numel()
     if keep == "exponentials":
@@ -51,9 +78,33 @@ def cache_elements(arguments: Arguments, keep: str) -> int:
     return elements
 
 
+def sum_elements(arguments: Arguments) -> int:
+    """A header, and two numbers for each sum: what rounding took, or shift and total."""
+    sums = len(arguments.queries) + (arguments.num_keys if arguments.columns else 0)
+    return CACHE_HEADER + _round_up(2 * sums, CACHE_HEADER)
+
+
+def exponential_stride(num_keys: int) -> int:
+    """Elements of a row of exponentials on a GPU: its loads stay aligned."""
+    return _round_up(num_keys, CACHE_HEADER)
+
+
+def exponential_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precision keeps them in bfloat16, whose range they need; G is rounded as much."""
+    return torch.bfloat16 if dtype.itemsize == 2 else dtype
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
 def _exponentials(queries: Tensor, keys: Tensor | None) -> int:
-    """Elements of all exponentials in whole tiles, with their header."""
+    """Elements of the accumulator dtype that all exponentials take, with their header."""
     num_rows = queries.shape[0]
+    if on_gpu(queries):
+        each = exponential_dtype(queries.dtype).itemsize
+        stride = exponential_stride(num_rows if keys is None else keys.shape[0])
+        return num_rows * stride * each // accumulator(queries.dtype).itemsize
     row_block = _block(num_rows)  # the kernel rounds up to blocks
     if keys is None:
         return (num_rows + row_block) * (num_rows + 2 * row_block) // 2 + CACHE_HEADER
@@ -75,8 +126,7 @@ def flops(
     """
     num_rows, dim = queries.shape
     num_keys = num_rows if keys is None else keys.shape[0]
-    kept = _exponentials(queries, keys) * accumulator(queries.dtype).itemsize <= CACHE_BYTES
-    products = (3 if kept and dim >= CACHE_MIN_FEATURES else 4) if backward else 1
+    products = (3 if _exponentials_fit(queries, keys) else 4) if backward else 1
     return 2 * num_rows * num_keys * dim * products // (2 if keys is None else 1)
 
 
@@ -93,15 +143,31 @@ def peak_bytes(
     queries: Tensor, keys: Tensor | None = None, *, backward: bool = True, **options: Any
 ) -> int:
     """Sums, gradients, packed and widened operands, the cache: never N M, at any size."""
+    if on_gpu(queries):
+        return _gpu_peak_bytes(queries, keys, backward)
     width = accumulator(queries.dtype).itemsize
     elements = _elements(queries, keys)
     half = queries.element_size() < width
     # packed rows, their widened copies; with gradients as many again
     copies = (2 if half else 1) * (2 if backward else 1)
-    cache = CACHE_BYTES if backward else 0
+    cache = cache_bytes(queries, keys) if backward else 0
     sums = 4 * _sums(queries, keys, options) * width
     narrow = elements * queries.element_size() if half and backward else 0
     return elements * width * copies + narrow + sums + cache + SCRATCH_BYTES
+
+
+def _gpu_peak_bytes(queries: Tensor, keys: Tensor | None, backward: bool) -> int:
+    """Partial sums and partial gradients of all programs, the cache, a chunk of G."""
+    num_rows, dim = queries.shape
+    num_keys = num_rows if keys is None else len(keys)
+    sums = GPU_PARTS * (num_rows + num_keys) * 4
+    if not backward:
+        return sums
+    cached = min(GPU_CACHE_BYTES, num_rows * exponential_stride(num_keys) * 4)
+    exponentials = cached if dim >= GPU_CACHE_MIN_FEATURES else 0
+    chunk = min(2 * GPU_CHUNK_BYTES, 2 * num_rows * exponential_stride(num_keys) * 4)
+    wide = 4 * 4 * _elements(queries, keys)  # float32 gradients, their products, the results
+    return sums + exponentials + chunk + wide + GPU_PROGRAM_ROWS * dim * 4
 
 
 def _elements(queries: Tensor, keys: Tensor | None) -> int:

@@ -20,8 +20,17 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._registry import Implementation, Primitive, Property, Sample, Size, register_primitive
+from sslfast._registry import (
+    Implementation,
+    Primitive,
+    Property,
+    Sample,
+    Size,
+    lazily,
+    register_primitive,
+)
 from sslfast.cpu import l2_normalize as cpu
+from sslfast.cuda._rows import too_long
 from sslfast.ops._checks import FLOATS, accumulator, check_floating
 
 
@@ -95,7 +104,7 @@ def _backward(
 ) -> Tensor:
     choice = _backends.choose(SPEC, backend, embeddings)
     dembeddings: Tensor = choice.backward(dnormalized, embeddings, norm, eps)
-    if embeddings.dtype == torch.float16:
+    if embeddings.dtype == torch.float16 != dembeddings.dtype:  # else the kernel has saturated
         limit = torch.finfo(torch.float16).max
         below = (norm < eps).unsqueeze(-1)
         dembeddings = torch.where(below, dembeddings.clamp(-limit, limit), dembeddings)
@@ -191,6 +200,8 @@ SPEC = register_primitive(
         forward_op=_forward,
         backward_op=_backward,
         implementations={
+            "cuda": lazily("sslfast.cuda.l2_normalize", FLOATS, too_long),
+            "triton": lazily("sslfast.triton.l2_normalize", FLOATS),
             "cpu": Implementation(cpu.forward, cpu.backward, cpu.DTYPES),
             "reference": Implementation(_reference_forward, _reference_backward, FLOATS),
         },

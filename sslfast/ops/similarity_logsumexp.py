@@ -14,10 +14,10 @@ r and c the gradients of rows and cols, everything follows from one matrix G tha
 Symmetric form (``keys=None``): s_ij = s_ji, so the tiles above the diagonal serve both sides and
 G + G^T is the one gradient. A row whose every key is excluded is -inf and has zero gradient.
 
-Never materialised: anything of N x M elements, but for exponentials that fit `CACHE_BYTES`. With
+Never materialised: anything of N x M elements, but for exponentials that fit `cache_bytes`. With
 U = 2 N M D operations, rows cost U forward and 3 U backward (recompute and two products), 2 U with
-kept exponentials; the symmetric form half of each. Memory traffic is O((N + M) D) when tiles stay
-in cache.
+kept exponentials; 2 U in all where only queries learn; the symmetric form half of each. Memory
+traffic is O((N + M) D) when tiles stay in cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._registry import Implementation, Primitive, register_primitive
+from sslfast._registry import Implementation, Primitive, lazily, register_primitive
 from sslfast.cpu import similarity_logsumexp as cpu
 from sslfast.ops import _similarity_cases as cases
 from sslfast.ops import _similarity_cost as cost
@@ -265,6 +265,7 @@ SPEC = register_primitive(
         forward_op=_forward,
         backward_op=_backward,
         implementations={
+            "triton": lazily("sslfast.triton.similarity_logsumexp", FLOATS[:3]),
             "cpu": Implementation(cpu.forward, cpu.backward, cpu.DTYPES),
             "reference": Implementation(_reference_forward, reference_backward, FLOATS),
         },

@@ -8,13 +8,16 @@ that they can be compiled for another chip, with meta tensors in place of data.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sslfast._backends import INTERPRETED
+from sslfast.triton import _interpreter
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ TARGETS = {
 _record: tuple[Target, list[Launch]] | None = None
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a GPU's kernels serve this tensor, be it in the interpreter or while recording."""
+    return tensor.is_cuda or INTERPRETED or _record is not None
+
+
 def target(tensor: Tensor) -> Target:
     """What a kernel on this tensor runs on; the interpreter plays an H100 with two processors."""
     if _record is not None:
@@ -72,13 +80,14 @@ def target(tensor: Tensor) -> Target:
 
 @cache
 def _of_device(index: int) -> Target:
-    properties = torch.cuda.get_device_properties(index)
-    arch = getattr(properties, "gcnArchName", "").partition(":")[0]
-    return Target(
-        arch or f"sm_{properties.major}{properties.minor}",
-        properties.multi_processor_count,
-        getattr(properties, "shared_memory_per_block_optin", 65_536),
-    )
+    """What Triton's own driver says: the numbers against which it checks a launch."""
+    from triton.runtime.driver import driver
+
+    with torch.cuda.device(index):
+        chip = driver.active.get_current_target()
+        properties = driver.active.utils.get_device_properties(index)
+    arch = f"sm_{chip.arch}" if chip.backend == "cuda" else chip.arch
+    return Target(arch, properties["multiprocessor_count"], properties["max_shared_mem"])
 
 
 def launch(
@@ -89,18 +98,20 @@ def launch(
     num_stages: int = 2,
     **constants: Any,
 ) -> None:
-    """Start a kernel on the current stream; `constants` are its ``tl.constexpr`` parameters."""
+    """Start a kernel on the current stream; `constants` are its ``tl.constexpr`` parameters.
+
+    An empty grid starts nothing. Triton's interpreter has no use for warps and stages.
+    """
     if _record is not None:
         _record[1].append(Launch(kernel, grid, arguments, constants, num_warps, num_stages))
         return
     if 0 in grid:
         return
     first = next(each for each in arguments if isinstance(each, Tensor))
-    if first.device.type == "cuda":
-        with torch.cuda.device(first.device):
-            kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
-    else:
-        kernel[grid](*arguments, **constants)
+    if not first.is_cuda:
+        _interpreter.repair()
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages, **constants)
 
 
 @contextmanager
