@@ -18,14 +18,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sslfast import _library
+from sslfast import _library, _nvrtc
 from sslfast._registry import PRIMITIVES, Implementation, Primitive
 
+LEAST_CAPABILITY = (8, 0)  # bfloat16 conversions; what the prebuilt kernels start from
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 ORDER: Mapping[str, tuple[str, ...]] = {
@@ -82,8 +84,34 @@ def _missing_triton(variant: str) -> str | None:
     return None
 
 
+@cache
+def _missing_cuda(variant: str) -> str | None:
+    """Asked before every call, and answered once: the first answer loads the library."""
+    if torch.version.hip is not None:
+        return "torch is built for ROCm, the kernels for NVIDIA GPUs"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        return f"{torch.cuda.get_device_name()} has compute capability {found}, 8.0 is needed"
+    prebuilt = None if variant == "nvrtc" else _library.cuda_missing_reason()
+    if variant == "prebuilt" or (variant == "" and prebuilt is None):
+        return prebuilt
+    compiled = _nvrtc.missing_reason()
+    if compiled is None or prebuilt is None:
+        return compiled
+    return f"{prebuilt}; {compiled}"
+
+
 BACKENDS: dict[str, Backend] = {
     "reference": Backend("reference"),
+    "cuda": Backend(
+        "cuda",
+        {"": {"build": ""}, "prebuilt": {"build": "prebuilt"}, "nvrtc": {"build": "nvrtc"}},
+        _missing_cuda,
+    ),
     "triton": Backend("triton", missing=_missing_triton),
     "cpu": Backend(
         "cpu",
@@ -106,8 +134,9 @@ def backend(name: str) -> Iterator[None]:
 
     Args:
         name: ``"cpu"`` (best instruction set), ``"cpu:avx512"``, ``"cpu:avx2"``,
-            ``"cpu:baseline"``, ``"triton"`` or ``"reference"``. The setting holds for the whole
-            process, not for one thread.
+            ``"cpu:baseline"``, ``"cuda"`` (prebuilt where it can run, else compiled on first use),
+            ``"cuda:prebuilt"``, ``"cuda:nvrtc"``, ``"triton"`` or ``"reference"``. The setting
+            holds for the whole process, not for one thread.
 
     Raises:
         ValueError: no such backend.
@@ -219,8 +248,6 @@ def _reject(implementation: Implementation, base: str, tensors: list[Tensor]) ->
 
 def _parse(name: str) -> tuple[str, str]:
     base, _, variant = name.partition(":")
-    if base not in BACKENDS and base in {each for order in ORDER.values() for each in order}:
-        return base, ""
     if base not in BACKENDS or variant not in BACKENDS[base].variants:
         raise ValueError(f"backend must be one of {sorted(available())}, got {name!r}")
     return base, variant

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import sslfast
-from sslfast import _backends, _library
+from sslfast import _backends, _library, _nvrtc
 from sslfast._registry import LOSSES, PRIMITIVES, Primitive
 
 README_MARKERS = ("<!-- op table: sslfast info --markdown -->", "<!-- end of op table -->")
@@ -24,7 +24,19 @@ _DTYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
 }
-_OPTIONAL = ("lightly", "matplotlib", "pillow", "pytest-benchmark", "rich", "scikit-learn", "tqdm")
+_OPTIONAL = (
+    "cuda-bindings",
+    "cupy",
+    "lightly",
+    "matplotlib",
+    "pillow",
+    "pytest-benchmark",
+    "rich",
+    "scikit-learn",
+    "tqdm",
+    "triton",
+)
+_OTHER_NAMES = {"cupy": ("cupy-cuda13x", "cupy-cuda12x")}  # a wheel is built for one CUDA
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,10 +114,12 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    for name in (package, *_OTHER_NAMES.get(package, ())):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def _processor() -> list[tuple[str, str]]:
@@ -130,6 +144,10 @@ def cpu_model() -> str:
 def _native() -> list[tuple[str, str]]:
     reason = _library.missing_reason()
     threads = f"{torch.get_num_threads()} (torch.set_num_threads)"
+    cuda = [
+        ("CUDA kernels", _library.cuda_built() or "built"),
+        ("CUDA compiler", _nvrtc.missing_compiler() or f"NVRTC {_nvrtc.version()}, on first use"),
+    ]
     if reason is not None:
         return [
             ("state", f"missing: {reason}"),
@@ -138,6 +156,7 @@ def _native() -> list[tuple[str, str]]:
                 "pip install --no-build-isolation . with a C++20 compiler, in its sources",
             ),
             ("threads", threads),
+            *cuda,
         ]
     native = import_module("sslfast._native")
     supported = _library.supported_isas()
@@ -149,7 +168,7 @@ def _native() -> list[tuple[str, str]]:
         ("threads", f"{threads}; a parallel loop ran on {native.distinct_threads()}"),
     ]
     built = native.build_info().items()
-    return rows + [(f"built: {key}", str(value)) for key, value in built if key != "isas"]
+    return rows + cuda + [(f"built: {key}", str(value)) for key, value in built if key != "isas"]
 
 
 def _isa_in_use(supported: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_forced_instruction_set_that_is_missing_raises(monkeypatch: pytest.Monke
         sslfast.l2_normalize(ROWS)
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu:sse", "reference:fast", ""])
+@pytest.mark.parametrize("name", ["gpu", "cpu:sse", "cuda:fast", "reference:fast", ""])
 def test_unknown_backend_raises(name: str) -> None:
     with (
         pytest.raises(ValueError, match=f"backend must be one of .*, got '{name}'"),
@@ -110,8 +111,12 @@ def test_unknown_backend_raises(name: str) -> None:
         pass
 
 
-def test_backend_for_another_device_raises() -> None:
+def test_backend_for_another_device_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with sslfast.backend("cuda"), pytest.raises(RuntimeError, match="has no cuda implementation"):
+        sslfast.similarity_logsumexp(ROWS)
+    present = replace(_backends.BACKENDS["cuda"], missing=lambda variant: None)
+    monkeypatch.setitem(_backends.BACKENDS, "cuda", present)
+    with sslfast.backend("cuda"), pytest.raises(RuntimeError, match="cuda: tensors are on cpu"):
         sslfast.l2_normalize(ROWS)
 
 

@@ -82,17 +82,31 @@ def test_arithmetic_peak_is_measured_and_checked(native):
         native.fma_peak("baseline", "float32", 0.01, 0)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_normalized_number_has_no_gradient(native, isa, dtype):
+    """y is exactly 1 or -1, so nothing is left of dy, whatever the rounding of x."""
+    _require(native, isa)
+    rows = torch.randn(501, 1, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    rows.requires_grad_()
+    with sslfast.backend(f"cpu:{isa}"):
+        result = sslfast.l2_normalize(rows)
+        (gradient,) = torch.autograd.grad(result, rows, torch.randn_like(rows))
+    assert result.detach().abs().eq(1).all()
+    assert gradient.eq(0).all()
+
+
 def test_direct_call_with_a_wrong_argument_raises(native):
     z = torch.randn(4, 3)
     one, forward = torch.ones(1), torch.ops.sslfast_native.similarity_logsumexp_cpu
     with pytest.raises(RuntimeError, match="queries must be contiguous"):
-        forward(z.T, None, one, None, None, None, False, 0, 0)
+        forward(z.T, None, one, None, None, None, False, 0, False, 0)
     with pytest.raises(RuntimeError, match="instruction set"):
-        forward(z, None, one, None, None, None, False, 0, 9)
+        forward(z, None, one, None, None, None, False, 0, False, 9)
     with pytest.raises(RuntimeError, match="columns need keys"):
-        forward(z, None, one, None, None, None, True, 0, 0)
+        forward(z, None, one, None, None, None, True, 0, False, 0)
     with pytest.raises(RuntimeError, match="query_ids must be"):
-        forward(z, None, one, None, torch.arange(5), None, False, 0, 0)
+        forward(z, None, one, None, torch.arange(5), None, False, 0, False, 0)
 
 
 def _tool(*command: str) -> list[str]:

@@ -72,7 +72,8 @@ def cache_elements(arguments: Arguments, keep: str) -> int:
         return 0
     elements = sum_elements(arguments)
     if keep == "mean_keys":
-        elements += CACHE_HEADER + arguments.queries.numel()
+        num_rows, dim = arguments.queries.shape
+        elements += CACHE_HEADER + num_rows * padded_features(dim)
     if keep == "exponentials":
         elements += _exponentials(arguments.queries, arguments.keys)
     return elements
@@ -82,6 +83,11 @@ def sum_elements(arguments: Arguments) -> int:
     """A header, and two numbers for each sum: what rounding took, or shift and total."""
     sums = len(arguments.queries) + (arguments.num_keys if arguments.columns else 0)
     return CACHE_HEADER + _round_up(2 * sums, CACHE_HEADER)
+
+
+def padded_features(dim: int) -> int:
+    """Features of a row that a GPU reads 16 bytes at a time."""
+    return _round_up(dim, CACHE_HEADER)
 
 
 def exponential_stride(num_keys: int) -> int:

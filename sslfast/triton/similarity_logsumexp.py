@@ -102,14 +102,21 @@ def backward(
     incoming = _Incoming.of(problem, drows.contiguous(), dcols.contiguous())
     most = plan.fused_features(problem.queries.dtype, problem.target)
     fused = problem.queries.shape[1] <= most
-    return (_fused if fused else _chunked)(problem, incoming, needs)
+    gradients = (_fused if fused else _chunked)(problem, incoming, needs)
+    dim = arguments.queries.shape[1]
+    dqueries, dkeys = (_cut(rows, dim) for rows in (gradients.queries, gradients.keys))
+    return gradients._replace(queries=dqueries, keys=dkeys)
+
+
+def _cut(rows: Tensor, dim: int) -> Tensor:
+    return rows[:, :dim].contiguous() if rows.ndim == 2 else rows
 
 
 def _problem(arguments: Arguments, keep: str, cache: Tensor) -> Problem:
-    queries = _unit_stride(arguments.queries)
+    queries = _aligned(arguments.queries)
     num_rows, num_keys = len(queries), arguments.num_keys
     symmetric = arguments.keys is None
-    keys = queries if arguments.keys is None else _unit_stride(arguments.keys)
+    keys = queries if arguments.keys is None else _aligned(arguments.keys)
     optional = (arguments.bias, arguments.query_ids, arguments.other_ids)
     bias, query_ids, key_ids = (None if e is None else e.contiguous() for e in optional)
     header = cache[: cost.CACHE_HEADER].view(torch.int32)
@@ -144,8 +151,19 @@ def _problem(arguments: Arguments, keep: str, cache: Tensor) -> Problem:
     )
 
 
-def _unit_stride(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+def _aligned(rows: Tensor) -> Tensor:
+    """Rows that are read 16 bytes at a time: a copy with zeros behind the last feature, if need be.
+
+    Their products and norms are those of the rows; a gradient has zeros there, cut off at the end.
+    """
+    num_rows, dim = rows.shape
+    width = cost.padded_features(dim)
+    step = rows.stride(0) * rows.element_size()
+    if dim == width and rows.stride(1) == 1 and (step | rows.data_ptr()) % 16 == 0:
+        return rows
+    copy = rows.new_zeros(num_rows, width)
+    copy[:, :dim] = rows
+    return copy
 
 
 def _bound(p: Problem) -> None:
@@ -307,6 +325,7 @@ def _from_means(drows: Tensor, arguments: Arguments, means: Tensor, needs: Needs
     """dq_i = drow_i scale_i m_i, dscale_i = drow_i <q_i, m_i>."""
     queries, scale = arguments.queries, arguments.scale
     empty = scale.new_empty
+    means = means[:, : queries.shape[1]]  # (N, D)
     weights = (drows * scale).unsqueeze(1)  # (N, 1)
     dscale = empty(0)
     if needs.scale:
