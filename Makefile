@@ -3,12 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
-CPP := $(wildcard csrc/*.cpp csrc/cpu/* csrc/include/sslfast/*)
+CPP := $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/* csrc/include/sslfast/*)
+EMULATION := $(wildcard tests/cpp/*.* tests/cpp/cuda/*)
 SOURCES := $(CPP) CMakeLists.txt setup.py
 ARGS ?=
+PART ?=
+OUT ?= runs/gpu-check
+WHEELS ?=
+# A torch for CUDA brings a Triton of its own; elsewhere the kernels are interpreted and compiled
+# with the one that bench/results/resources.csv was made with.
+TRITON := 3.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench clean
+.PHONY: help install run test test-triton lint format bench gpu-check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -17,12 +24,13 @@ help:  ## this list
 .venv/.dependencies: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet -c $(CONSTRAINTS) torch numpy setuptools cmake ninja pybind11
-	$(PIP) install --quiet -c $(CONSTRAINTS) --no-deps lightly
+	$(PIP) install --quiet -c $(CONSTRAINTS) --no-deps lightly open_clip_torch pytorch-metric-learning
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --quiet triton==$(TRITON)
 	touch $@
 
 .venv/.installed: .venv/.dependencies $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --no-build-isolation \
-		-c $(CONSTRAINTS) --editable '.[bench,pretrain,test,dev]'
+		-c $(CONSTRAINTS) --editable '.[bench,pretrain,test,triton,nvrtc,dev]'
 	touch $@
 
 install: .venv/.installed  ## environment, native kernels, the package (editable)
@@ -34,15 +42,31 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(EMULATION)
 
-test: lint  ## all that CI runs; ARGS go to pytest
+test: lint  ## all that CI runs; ARGS go to the first pytest
 	SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(ARGS)
+	$(INTERPRETED)
+
+# The Triton kernels on CPU tensors: every primitive and loss that has them, all dtypes and
+# samples, values, gradients, memory layout, repetition, schemas and compiled graphs. Not finite
+# differences, which are thousands of slow calls for what the gradients in float64 say already,
+# and not memory or processes, which would be the interpreter's.
+INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest \
+	-k 'triton and not gradcheck' $(wildcard tests/test_ops_*.py) tests/test_losses.py
+
+test-triton: install  ## the Triton kernels in Triton's interpreter, a part of test
+	$(INTERPRETED)
 
 format: install  ## rewrite Python and C++ in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(EMULATION)
+
+# On a bare machine with a GPU: PYTHON's own packages, no environment, no network. PART chooses what
+# is done (machine,build,tests,bench,sanitize or a family), WHEELS is a folder with other libraries.
+gpu-check:  ## build, gpu tests, benchmark and ledger rows on a machine with an NVIDIA GPU
+	$(PYTHON) bench/gpu_check.py --part '$(PART)' --out '$(OUT)' --wheels '$(WHEELS)' $(ARGS)
 
 bench: install  ## the contrastive benchmark against eager, torch.compile and lightly
 	$(BIN)/sslfast bench contrastive $(ARGS)

@@ -4,8 +4,12 @@
 runs in. A case is a registered loss or primitive at given shapes with its contestants:
 
 * ``suite``        enumerates the registry into cases; ``contrastive`` adds a family's own shapes;
-* ``peers``        the contestants beside sslfast: eager, ``torch.compile``, other libraries;
+* ``place``        the device and precision of a case; the CPU in float32, or a GPU in any of four;
+* ``contestants``  sslfast on its backends, eager, ``torch.compile``, and whoever is a peer:
+  ``peers`` (other libraries) and ``formulas`` (plain torch as others write it);
 * ``correctness``  the float64 oracle every contestant has to match before its time is reported;
-* ``timing``, ``machine``  interleaved clocks, and the limits of the machine they ran on;
-* ``ledger``, ``report``, ``plots``  what is kept, printed and drawn.
+* ``timing``, ``clock``  contestants in turns, under the clock of their device;
+* ``machine``, ``gpu``  what ran it and which limits that has, measured in the same run;
+* ``ledger``, ``report``, ``plots``  what is kept, printed and drawn;
+* ``gpu_check``    all of it on a bare machine with a GPU: ``make gpu-check``.
 """

@@ -1,7 +1,8 @@
-"""Contrastive cases at the shapes people train with: NT-Xent, CLIP, and NT-Xent beyond eager.
+"""Contrastive cases at the shapes people train with, on a CPU and on a GPU.
 
-N is the number of pairs, so NT-Xent has 2N rows; D features; temperature 0.1 for NT-Xent, a
-learnable scale of 1 / 0.07 for CLIP.
+N is the number of images or pairs, so NT-Xent, DCL and SupCon have 2N rows; D features, K
+negatives of a queue, C classes. The temperature is 0.1; CLIP has a learnable scale of 1 / 0.07,
+the queue MoCo's 0.2.
 """
 
 from __future__ import annotations
@@ -10,80 +11,120 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-import sslfast
 from sslfast._registry import LOSSES, PRIMITIVES
-from sslfast.bench import peers
+from sslfast.bench import formulas, peers
 from sslfast.bench.suite import Inputs, Shape, Workload
 
 FAMILY = "contrastive"
-TEMPERATURE = 0.1
+TEMPERATURE, CLIP_TEMPERATURE, QUEUE_TEMPERATURE = 0.1, 0.07, 0.2
 PROBE_ROWS = 64
 VIEWS = ("embeddings0", "embeddings1")
+TOWERS = ("image_features", "text_features", "logit_scale")
+
+# Large shapes first: a run that is cut short has measured what matters.
+NT_XENT_GPU = ({"N": 16384, "D": 128}, {"N": 4096, "D": 128}, {"N": 512, "D": 128})
+QUEUE_GPU = ({"N": 4096, "K": 65536, "D": 128}, {"N": 512, "K": 65536, "D": 128})
+SUPCON = ({"N": 2048, "C": 100, "D": 128}, {"N": 4096, "C": 1000, "D": 128})
+SUPCON_GPU = ({"N": 4096, "C": 1000, "D": 128}, {"N": 2048, "C": 10, "D": 128})
 
 
 def workloads() -> tuple[Workload, ...]:
-    return (_nt_xent(), _clip(), _nt_xent_beyond_eager())
-
-
-def clip(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's loss from one pass over the similarities of (N, D) queries and keys."""
-    # First, so that their gradients are formed last, when the kernel's memory is free again.
-    positives = (queries * keys).sum(dim=1) * scale  # (N,)
-    rows, columns = sslfast.similarity_logsumexp(queries, keys, scale=scale, columns=True)
-    return (rows.mean() + columns.mean()) / 2 - positives.mean()
-
-
-def eager_clip(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-    """The same from one N x N product, both cross-entropies reading it."""
-    logits = scale * queries @ keys.T  # (N, N)
-    labels = torch.arange(len(queries), device=queries.device)
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
-def probed_logsumexp(
-    queries: Tensor, *, rows: Tensor, ids: Tensor, scale: float, eager: bool
-) -> Tensor:
-    """Log-sum-exp of the probed rows (P,) of the symmetric form.
-
-    The fused primitive computes every row of the (N, D) queries and hands out the probed ones;
-    eager builds just those, P x N. A gradient reaches every row either way, so that a problem
-    whose N x N matrix fits nowhere is still checked at its full size.
-    """
-    if not eager:
-        return sslfast.similarity_logsumexp(queries, scale=scale, query_ids=ids)[rows]
-    similarities = scale * queries[rows] @ queries.T  # (P, N)
-    excluded = ids[rows, None] == ids[None, :]  # (P, N)
-    return similarities.masked_fill(excluded, float("-inf")).logsumexp(dim=1)
+    return (
+        _nt_xent(),
+        _clip(),
+        _supcon(),
+        _queue(),
+        _dcl(),
+        _nt_xent_beyond_eager(),
+        _clip_beyond_eager(),
+        _normalize(),
+    )
 
 
 def _nt_xent() -> Workload:
     loss = LOSSES["NTXentLoss"]
     return Workload(
-        name="NTXentLoss",
+        name=loss.name,
         family=FAMILY,
         subject=loss.name,
         shapes=tuple({"N": n, "D": 128} for n in (256, 512, 1024, 2048, 4096)),
+        gpu_shapes=NT_XENT_GPU,
         draw=_draw_pairs,
         fused=partial(loss.functional, temperature=TEMPERATURE),
         eager=partial(loss.eager, temperature=TEMPERATURE),
         leaves=VIEWS,
-        peers={"lightly": lambda: peers.lightly_ntxent()(temperature=TEMPERATURE)},
+        peers={"lightly": peers.lightly("ntx_ent_loss", "NTXentLoss", temperature=TEMPERATURE)},
     )
 
 
 def _clip() -> Workload:
+    loss = LOSSES["CLIPLoss"]
     return Workload(
-        name="CLIP rows and columns",
+        name=loss.name,
         family=FAMILY,
-        subject=PRIMITIVES["similarity_logsumexp"].name,
+        subject=loss.name,
         shapes=({"N": 4096, "D": 512}, {"N": 1024, "D": 512}),
+        gpu_shapes=({"N": 32768, "D": 512}, {"N": 4096, "D": 512}),
         draw=_draw_towers,
-        fused=clip,
-        eager=eager_clip,
-        leaves=("queries", "keys", "scale"),
-        peers={"open_clip formula": lambda: peers.open_clip_loss},
+        fused=loss.functional,
+        eager=loss.eager,
+        leaves=TOWERS,
+        peers={
+            "open_clip formula": peers.Peer(lambda: formulas.open_clip_loss),
+            "Inf-CL": peers.inf_cl(),
+            "memeff": peers.memeff(CLIP_TEMPERATURE),
+        },
+    )
+
+
+def _supcon() -> Workload:
+    loss = LOSSES["SupConLoss"]
+    # With equal temperatures the factor between them is 1.
+    options = {"temperature": TEMPERATURE, "base_temperature": TEMPERATURE}
+    formula = partial(formulas.supcontrast_loss, temperature=TEMPERATURE)
+    return Workload(
+        name=loss.name,
+        family=FAMILY,
+        subject=loss.name,
+        shapes=SUPCON,
+        gpu_shapes=SUPCON_GPU,
+        draw=_draw_classes,
+        fused=partial(loss.functional, **options),
+        eager=partial(loss.eager, **options),
+        leaves=("features",),
+        peers={"SupContrast formula": peers.Peer(lambda: formula)},
+    )
+
+
+def _queue() -> Workload:
+    """MoCo's step: the keys come from another encoder, so that only the queries learn."""
+    loss = LOSSES["InfoNCELoss"]
+    return Workload(
+        name=f"{loss.name} with a queue",
+        family=FAMILY,
+        subject=loss.name,
+        shapes=({"N": 512, "K": 65536, "D": 128},),
+        gpu_shapes=QUEUE_GPU,
+        draw=_draw_queue,
+        fused=partial(loss.functional, temperature=QUEUE_TEMPERATURE),
+        eager=partial(loss.eager, temperature=QUEUE_TEMPERATURE),
+        leaves=("queries",),
+    )
+
+
+def _dcl() -> Workload:
+    loss = LOSSES["DCLLoss"]
+    return Workload(
+        name=loss.name,
+        family=FAMILY,
+        subject=loss.name,
+        shapes=({"N": 4096, "D": 128},),
+        draw=_draw_pairs,
+        fused=partial(loss.functional, temperature=TEMPERATURE),
+        eager=partial(loss.eager, temperature=TEMPERATURE),
+        leaves=VIEWS,
+        peers={"lightly": peers.lightly("dcl_loss", "DCLLoss", temperature=TEMPERATURE)},
     )
 
 
@@ -94,12 +135,53 @@ def _nt_xent_beyond_eager() -> Workload:
         family=FAMILY,
         subject=loss.name,
         shapes=({"N": 32768, "D": 128},),
+        gpu_shapes=({"N": 131072, "D": 128},),
         draw=_draw_pairs,
         fused=partial(loss.functional, temperature=TEMPERATURE),
         eager=None,
         leaves=VIEWS,
         probe=_probe(),
-        eager_bytes=_one_similarity_matrix,
+        chunked=partial(formulas.chunked_ntxent, temperature=TEMPERATURE),
+        eager_bytes=lambda shape: _one_matrix(2 * shape["N"]),
+    )
+
+
+def _clip_beyond_eager() -> Workload:
+    """On a GPU only: its 3.5e13 operations take a CPU minutes."""
+    loss = LOSSES["CLIPLoss"]
+    return Workload(
+        name="CLIPLoss beyond eager",
+        family=FAMILY,
+        subject=loss.name,
+        shapes=(),
+        gpu_shapes=({"N": 65536, "D": 1024},),
+        draw=_draw_towers,
+        fused=loss.functional,
+        eager=None,
+        leaves=TOWERS,
+        peers={"Inf-CL": peers.inf_cl(), "memeff": peers.memeff(CLIP_TEMPERATURE)},
+        chunked=formulas.chunked_clip,
+        # The logits, and what each of the two cross-entropies keeps of them.
+        eager_bytes=lambda shape: 3 * _one_matrix(shape["N"]),
+    )
+
+
+def _normalize() -> Workload:
+    """The first step of the family; on a GPU only, where it is a kernel of its own: traffic."""
+    primitive = PRIMITIVES["l2_normalize"]
+    return Workload(
+        name=primitive.name,
+        family=FAMILY,
+        subject=primitive.name,
+        shapes=(),
+        gpu_shapes=({"N": 65536, "D": 512},),
+        draw=lambda shape, generator: {
+            "embeddings": torch.randn(shape["N"], shape["D"], generator=generator)
+        },
+        fused=primitive.function,
+        eager=primitive.reference,
+        leaves=("embeddings",),
+        peers={"F.normalize": peers.Peer(lambda: F.normalize)},
     )
 
 
@@ -110,16 +192,15 @@ def _probe() -> Workload:
         subject=PRIMITIVES["similarity_logsumexp"].name,
         shapes=({"N": 32768, "D": 128},),
         draw=_draw_probe,
-        fused=partial(probed_logsumexp, scale=1 / TEMPERATURE, eager=False),
-        eager=partial(probed_logsumexp, scale=1 / TEMPERATURE, eager=True),
+        fused=partial(formulas.probed_logsumexp, scale=1 / TEMPERATURE, eager=False),
+        eager=partial(formulas.probed_logsumexp, scale=1 / TEMPERATURE, eager=True),
         leaves=("queries",),
     )
 
 
-def _one_similarity_matrix(shape: Shape) -> int:
-    """The least that eager needs: the 2N x 2N similarities once in float32."""
-    rows: int = 2 * shape["N"]
-    return 4 * rows * rows
+def _one_matrix(num_rows: int) -> int:
+    """Bytes of the similarities of all rows, once, in float32."""
+    return 4 * num_rows * num_rows
 
 
 def _draw_pairs(shape: Shape, generator: torch.Generator) -> Inputs:
@@ -132,8 +213,23 @@ def _draw_pairs(shape: Shape, generator: torch.Generator) -> Inputs:
 def _draw_towers(shape: Shape, generator: torch.Generator) -> Inputs:
     """Normalised leaves of two towers, (N, D) each, and the learnable scale of CLIP's start."""
     pairs = _draw_pairs(shape, generator)
-    queries, keys = (F.normalize(view, dim=1) for view in pairs.values())
-    return {"queries": queries, "keys": keys, "scale": torch.tensor(1 / 0.07)}
+    rows = (F.normalize(view, dim=1) for view in pairs.values())
+    return dict(zip(TOWERS, (*rows, torch.tensor(1 / CLIP_TEMPERATURE)), strict=True))
+
+
+def _draw_classes(shape: Shape, generator: torch.Generator) -> Inputs:
+    """Normalised rows (N, 2, D) of two views, closer within a class; N labels of C classes."""
+    labels = torch.randint(shape["C"], (shape["N"],), generator=generator)
+    centers = torch.randn(shape["C"], 1, shape["D"], generator=generator)
+    noise = torch.randn(shape["N"], 2, shape["D"], generator=generator)
+    return {"features": F.normalize(centers[labels] + 2 * noise, dim=2), "labels": labels}
+
+
+def _draw_queue(shape: Shape, generator: torch.Generator) -> Inputs:
+    """Queries and their keys (N, D) of two views, and the unit rows (K, D) of a queue."""
+    queries, keys = _draw_pairs(shape, generator).values()
+    negatives = torch.randn(shape["K"], shape["D"], generator=generator)
+    return {"queries": queries, "keys": keys, "negatives": F.normalize(negatives, dim=1)}
 
 
 def _draw_probe(shape: Shape, generator: torch.Generator) -> Inputs:

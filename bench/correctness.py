@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sslfast.bench.contestants import EAGER, Contestant
-from sslfast.bench.suite import Case
+from sslfast.bench.contestants import EAGER, Contestant, as_tuple
+from sslfast.bench.place import Place
+from sslfast.bench.suite import Case, Inputs
 from sslfast.testing import CaseReport, cast, compare, evaluate, threads
 
 Results = dict[str, Tensor]
@@ -24,48 +25,80 @@ class Verdict:
 
 
 class Standard:
-    """What a case has to give: eager in float64, and how far eager in float32 is from it.
+    """What a case has to give: eager in float64, and how far eager in this precision is from it.
 
-    Inputs are drawn in float32 and widened for the oracle, so that only arithmetic is judged.
+    Inputs are rounded to the precision and widened for the oracle, so that only arithmetic is
+    judged; both run on the device of the case. Where eager does not fit, the oracle is its
+    chunked form on a GPU and the probe on a CPU.
     """
 
-    def __init__(self, case: Case) -> None:
-        self._probe = case.workload.probe
+    def __init__(self, case: Case, place: Place | None = None) -> None:
+        self._place = place = place or Place()
+        workload = case.workload
+        chunked = workload.chunked if place.is_gpu and workload.eager is None else None
+        self._probe = None if place.is_gpu and chunked is not None else workload.probe
         self._case = case if self._probe is None else self._probe.at(case.shape)
-        eager = self._case.workload.eager
+        eager = chunked or self._case.workload.eager
         if eager is None:
             raise ValueError(f"{case.name} has neither an eager form nor a probe")
-        self._oracle = _results(self._case, Contestant(EAGER, eager), torch.float64)
-        self._eager = _results(self._case, Contestant(EAGER, eager))
+        baseline = Contestant(EAGER, eager)
+        exact = replace(baseline, autocast=False)
+        self._inputs = self._case.inputs(place)
+        wide = cast(self._inputs, torch.float64, place.device)
+        self._oracle = _results(self._case, exact, place, wide)
+        del wide
+        place.release()
+        self._eager = _results(self._case, baseline, place, self._inputs)
+        place.release()
 
     def judge(self, contestant: Contestant) -> Verdict:
-        """The error rule on every output and gradient of a contestant."""
+        """The error rule on every output and gradient that a contestant gives."""
         if self._probe is not None:
             contestant = replace(contestant, objective=self._probe.fused)
-        actual = _results(self._case, contestant)
+        actual = _results(self._case, contestant, self._place, self._inputs)
         reports = tuple(
-            compare(name, actual[name], self._eager[name], oracle)
+            compare(
+                name,
+                actual[name],
+                self._eager[name],
+                oracle,
+                rounding=self._place.rounding,
+            )
             for name, oracle in self._oracle.items()
+            if name.removeprefix("gradient of ") not in contestant.without
         )
         error = max(report.kernel.relative_l2 for report in reports)
         judged = CaseReport(reports)
         return Verdict(error, judged.ratio, "; ".join(judged.failures[:1]))
 
 
-def repeatability(case: Case, contestant: Contestant) -> str:
-    """``yes`` if values and gradients are bitwise the same again and with 1 and 2 threads."""
-    first = _results(case, contestant)
-    moved = _different(first, _results(case, contestant))
+def repeatability(
+    case: Case, contestant: Contestant, place: Place | None = None, inputs: Inputs | None = None
+) -> str:
+    """``yes`` if values and gradients are bitwise the same again, on a CPU also with 1 thread."""
+    place = place or Place()
+    inputs = case.inputs(place) if inputs is None else inputs
+    first = _results(case, contestant, place, inputs)
+    moved = _different(first, _results(case, contestant, place, inputs))
     if moved:
         return f"no: {moved} differs when run again"
+    if place.is_gpu:
+        return "yes"
     with threads(1 if torch.get_num_threads() > 1 else 2):
-        moved = _different(first, _results(case, contestant))
+        moved = _different(first, _results(case, contestant, place, inputs))
     return f"no: {moved} differs with 1 and 2 threads" if moved else "yes"
 
 
-def _results(case: Case, contestant: Contestant, dtype: torch.dtype = torch.float32) -> Results:
+def _results(case: Case, contestant: Contestant, place: Place, inputs: Inputs) -> Results:
+    """Values, in float32 at least, since losses differ in what they return, and gradients."""
+
+    def objective(**arguments: object) -> tuple[Tensor, ...]:
+        with contestant.casting(place):
+            outputs = as_tuple(contestant.objective(**arguments))
+        return tuple(o.to(torch.promote_types(o.dtype, torch.float32)) for o in outputs)
+
     with contestant.forcing():
-        return evaluate(contestant.objective, cast(case.inputs(), dtype), case.workload.leaves)
+        return evaluate(objective, inputs, contestant.leaves(case))
 
 
 def _different(left: Results, right: Results) -> str:

@@ -1,4 +1,8 @@
-"""The ledger: one CSV row per case, contestant and pass, with what is needed to judge it."""
+"""The ledgers: one CSV row per case, contestant and pass, with what is needed to judge it.
+
+A CPU and a GPU have a ledger each, ``<family>.csv`` and ``<family>_gpu.csv``: they differ in the
+columns that say what machine the row belongs to.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class Row:
     torch: str
     python: str
     device: str
-    isa: str
+    isa: str  # instruction set; a GPU's compute capability, sm_90
     threads: int
     wait_policy: str
     load: float  # one-minute load average when the case began
@@ -53,6 +57,11 @@ class Row:
     peak_gflops: float | None = None
     peak_gbytes: float | None = None
     percent_of_limit: float | None = None
+    driver: str = ""  # from here on a GPU's
+    cuda: str = ""
+    triton: str = ""
+    backends: str = ""  # that sslfast's primitives ran on
+    host_ms: float | None = None  # of the host, to launch one call
     failure: str = ""
 
     @property
@@ -61,10 +70,13 @@ class Row:
         return bool(self.failure) and self.error is not None
 
 
-COLUMNS = tuple(f.name for f in fields(Row) if f.name != "failure")
+GPU_ALONE = ("driver", "cuda", "triton", "backends", "host_ms")
+CPU_ALONE = ("threads", "wait_policy", "load")
+COLUMNS = tuple(f.name for f in fields(Row) if f.name not in ("failure", *GPU_ALONE))
+GPU_COLUMNS = tuple(f.name for f in fields(Row) if f.name not in ("failure", *CPU_ALONE))
 
 
-def append(path: Path, rows: Iterable[Row]) -> None:
+def append(path: Path, rows: Iterable[Row], columns: tuple[str, ...] = COLUMNS) -> None:
     """Append rows to a ledger, which is created with its header where it does not exist.
 
     Raises:
@@ -74,17 +86,19 @@ def append(path: Path, rows: Iterable[Row]) -> None:
     for row in rows:
         if row.failure:
             raise ValueError(f"{row.case}, {row.contestant}: {row.failure}; it is not reported")
-    if path.exists():
-        with path.open(newline="") as file:
-            header = tuple(next(csv.reader(file), ()))
-        if header != COLUMNS:
-            raise ValueError(f"{path} has other columns than this version writes: move it away")
+    if path.exists() and _header(path) != columns:
+        raise ValueError(f"{path} has other columns than this version writes: move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
-            writer.writerow(COLUMNS)
-        writer.writerows([_cell(getattr(row, column)) for column in COLUMNS] for row in rows)
+            writer.writerow(columns)
+        writer.writerows([_cell(getattr(row, column)) for column in columns] for row in rows)
+
+
+def is_ledger(path: Path) -> bool:
+    """Other tables may lie in the same folder."""
+    return _header(path) in (COLUMNS, GPU_COLUMNS)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -96,6 +110,17 @@ def read(path: Path) -> list[dict[str, str]]:
 def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The rows of the last run in a ledger."""
     return [row for row in rows if row["run"] == rows[-1]["run"]]
+
+
+def finished(path: Path, run: str) -> set[tuple[str, str]]:
+    """(case, dtype) that a run has rows of; none where there is no ledger."""
+    rows = read(path) if path.exists() else []
+    return {(row["case"], row["dtype"]) for row in rows if row["run"] == run}
+
+
+def _header(path: Path) -> tuple[str, ...]:
+    with path.open(newline="") as file:
+        return tuple(next(csv.reader(file), ()))
 
 
 def _cell(value: object) -> str:

@@ -20,19 +20,23 @@ COPY_ELEMENTS = 1 << 26  # 256 MiB of float32, beyond any cache
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured in the process of the case. Empty ``flops`` comes with its reason."""
+    """Measured in the process of the case. Empty ``flops`` comes with its reason.
 
-    flops: Mapping[str, float]  # float32 FLOP/s of a register-only FMA loop, by instruction set
+    On a CPU ``flops`` is float32 FLOP/s of a register-only FMA loop by instruction set, on a GPU
+    that of the library's matrix product by dtype.
+    """
+
+    flops: Mapping[str, float]
     bandwidth: float  # bytes/s of a copy, reads and writes counted
     reason: str = ""
 
-    def peak(self, isa: str) -> float | None:
-        """FLOP/s of an instruction set, or of the best one where the name is not known."""
-        return self.flops.get(isa) or max(self.flops.values(), default=None)
+    def peak(self, key: str) -> float | None:
+        """FLOP/s of an instruction set or dtype, or the best where the name is not known."""
+        return self.flops.get(key) or max(self.flops.values(), default=None)
 
-    def seconds(self, flops: int, moved: int, isa: str) -> float | None:
+    def seconds(self, flops: int, moved: int, key: str) -> float | None:
         """The least time that this much arithmetic and traffic can take."""
-        peak = self.peak(isa)
+        peak = self.peak(key)
         return None if peak is None else max(flops / peak, moved / self.bandwidth)
 
 
@@ -80,7 +84,11 @@ def load() -> float:
 
 
 def commit() -> str:
-    """The commit of the sources, with ``-dirty`` where files differ; ``unknown`` outside git."""
+    """The commit of the sources, with ``-dirty`` where files differ.
+
+    Outside git it is what ``SSLFAST_COMMIT`` says, as for a copy of a working tree on another
+    machine, or ``unknown``.
+    """
     root = Path(__file__).resolve().parent
     try:
         described = subprocess.run(
@@ -91,5 +99,5 @@ def commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("SSLFAST_COMMIT") or "unknown"
     return described.stdout.strip()

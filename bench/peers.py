@@ -1,7 +1,7 @@
-"""The contestants beside sslfast: eager PyTorch, ``torch.compile`` of it, and other libraries.
+"""The libraries that sslfast is measured against, imported where used.
 
-A peer is a function of the case's inputs that returns the same scalar. ``load`` raises
-``ImportError`` with one readable line where the library is not there.
+A peer's ``load`` returns a function of the case's inputs, in their order, that gives the same
+scalar, and raises `ImportError` with one readable line where the library is not there.
 """
 
 from __future__ import annotations
@@ -13,16 +13,49 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from sslfast.bench.place import CPU, CUDA
 
 Objective = Callable[..., Any]
 
 BARE_LIGHTLY_PACKAGES = ("lightly.loss", "lightly.models", "lightly.models.modules")
+INF_CL_HEAD = 256  # features of one of its tiles; D has to be a multiple
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another library's objective, or a formula as others write it.
+
+    Args:
+        load: returns the objective, see the module's text.
+        package: whose version belongs beside the reading; empty for a formula.
+        devices: that it runs on.
+        tiled: it never builds the matrix, so it runs where eager does not fit.
+        autocast: it runs under the autocast of half precision; False for code with casts of
+            its own.
+        without: leaves that it gives no gradient for.
+    """
+
+    load: Callable[[], Objective]
+    package: str = ""
+    devices: tuple[str, ...] = (CPU, CUDA)
+    tiled: bool = False
+    autocast: bool = True
+    without: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        try:
+            return version(self.package) if self.package else ""
+        except PackageNotFoundError:
+            return ""
 
 
 def compiled(objective: Objective) -> Objective:
@@ -30,18 +63,65 @@ def compiled(objective: Objective) -> Objective:
     return torch.compile(objective, dynamic=False)
 
 
-def open_clip_loss(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
-    """open_clip's ``ClipLoss`` on one process: one product per direction, two cross-entropies."""
-    per_query = scale * queries @ keys.T  # (N, N)
-    per_key = scale * keys @ queries.T  # (N, N)
-    labels = torch.arange(len(queries), device=queries.device)
-    return (F.cross_entropy(per_query, labels) + F.cross_entropy(per_key, labels)) / 2
+def lightly(module: str, name: str, **options: Any) -> Peer:
+    """A loss of lightly, ``lightly.loss.<module>.<name>(**options)``, of two views."""
+    return Peer(lambda: lightly_loss(module, name)(**options), package="lightly")
 
 
-def lightly_ntxent() -> Callable[..., Any]:
-    """Lightly's ``NTXentLoss`` class.
+def inf_cl() -> Peer:
+    """Inf-CL's two directions, each a pass of its own over (N, D) queries and keys.
 
-    Its module needs torch alone, but importing it runs package files that import every image
+    Its kernels take float32 rows, which it casts to, and multiply them in TF32 whatever the
+    setting; D must be a multiple of 256 and offsets are 32 bits wide.
+    """
+    return Peer(_inf_cl, package="inf-cl", devices=(CUDA,), tiled=True, autocast=False)
+
+
+def memeff(temperature: float) -> Peer:
+    """MemoryEfficientCLIP's loss of normalised (N, D) rows, both directions from one pass.
+
+    Its temperature is a number, so there is no gradient of the scale; D >= 64. ``stable=False``
+    is the gradient of the loss: its default multiplies it by sqrt(N temperature).
+    """
+    return Peer(
+        lambda: _memeff(temperature),
+        package="memeff",
+        devices=(CUDA,),
+        tiled=True,
+        autocast=False,
+        without=("logit_scale",),
+    )
+
+
+def _inf_cl() -> Objective:
+    loss = _imported("inf_cl", "inf-cl").cal_flash_loss
+
+    def both(queries: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+        if queries.shape[1] % INF_CL_HEAD:
+            raise ValueError(f"Inf-CL needs D in multiples of {INF_CL_HEAD}, not {queries.shape}")
+        queries, keys = queries.float(), keys.float()
+        return (loss(queries, keys, scale=scale) + loss(keys, queries, scale=scale)).mean() / 2
+
+    return both
+
+
+def _memeff(temperature: float) -> Objective:
+    made = _imported("memeff", "memeff").MemoryEfficientCLIPLoss(
+        temperature=temperature, normalized_inputs=True, stable=False
+    )
+    return lambda queries, keys, scale: made(queries, keys)
+
+
+def _imported(module: str, package: str) -> ModuleType:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{package} is not installed: pip install --no-deps {package}")
+    return importlib.import_module(module)
+
+
+def lightly_loss(module: str, name: str) -> Callable[..., Any]:
+    """A loss class of lightly by its module under ``lightly.loss``.
+
+    The module needs torch alone, but importing it runs package files that import every image
     model, hence torchvision. Without torchvision the three packages on the way are entered
     without running those files; the class and its memory bank are lightly's own, unchanged.
 
@@ -52,23 +132,23 @@ def lightly_ntxent() -> Callable[..., Any]:
         raise ImportError("lightly is not installed: pip install lightly")
     # On import lightly asks its server for a newer version unless told that this was done.
     os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
-    name = "lightly.loss.ntx_ent_loss"
+    path = f"lightly.loss.{module}"
     if importlib.util.find_spec("torchvision") is not None:
-        module = importlib.import_module(name)
+        found = importlib.import_module(path)
     else:
         with _without_torchvision():
-            module = importlib.import_module(name)
-    loss: Callable[..., Any] = module.NTXentLoss
+            found = importlib.import_module(path)
+    loss: Callable[..., Any] = getattr(found, name)
     return loss
 
 
-def lightly_version() -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
+def lightly_ntxent() -> Callable[..., Any]:
+    """Lightly's ``NTXentLoss`` class; see `lightly_loss`."""
+    return lightly_loss("ntx_ent_loss", "NTXentLoss")
 
-    try:
-        return version("lightly")
-    except PackageNotFoundError:
-        return None
+
+def lightly_version() -> str | None:
+    return lightly("ntx_ent_loss", "NTXentLoss").version or None
 
 
 @contextmanager

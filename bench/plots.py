@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib import use
 from matplotlib.figure import Figure
 
 from sslfast.bench import ledger
-from sslfast.bench.contestants import COMPILE, EAGER, SSLFAST
+from sslfast.bench.contestants import CHUNKED, COMPILE, EAGER, SSLFAST
 
 Rows = Sequence[dict[str, str]]
 
@@ -20,14 +20,25 @@ MUTED = {
     COMPILE: "#6b8cae",
     "lightly": "#b48a5a",
     "open_clip formula": "#8a9a5b",
+    "SupContrast formula": "#8a9a5b",
+    "MoCo formula": "#8a9a5b",
+    "Inf-CL": "#7d5a8c",
+    "memeff": "#3f7f7a",
+    CHUNKED: "#9a9a9a",
 }
+OWN = ("#d62728", "#f4803c", "#8c1d40", "#f2a7a0")  # sslfast's backends, in the ledger's order
 
 use("Agg")
 
 
 def draw(path: Path) -> list[Path]:
-    """Draw the last run of a ledger beside it; returns the files written."""
+    """Draw the last run of a ledger beside it; returns the files written.
+
+    Of several dtypes the one with most rows.
+    """
     rows = [row for row in ledger.latest(ledger.read(path)) if row["what"] == ledger.BOTH]
+    dtypes = Counter(row["dtype"] for row in rows)
+    rows = [row for row in rows if row["dtype"] == dtypes.most_common(1)[0][0]]
     drawn = {
         "time": _against_size(rows, "min_ms", "forward + backward, ms (minimum)"),
         "memory": _against_size(rows, "peak_mib", "peak memory above the inputs, MiB"),
@@ -53,11 +64,12 @@ def _against_size(rows: Rows, column: str, label: str) -> Figure | None:
         return None
     workload, chosen = max(by_workload.items(), key=lambda item: len({r["N"] for r in item[1]}))
     figure, axes = _figure(f"{workload}, {_machine(chosen[0])}")
+    styles = _styles(chosen)
     for contestant in _contestants(chosen):
         points = sorted(
             (int(row["N"]), float(row[column])) for row in chosen if row["contestant"] == contestant
         )
-        axes.plot(*zip(*points, strict=True), marker="o", label=contestant, **_style(contestant))
+        axes.plot(*zip(*points, strict=True), marker="o", label=contestant, **styles[contestant])
     axes.set(xscale="log", yscale="log", xlabel=f"N (D = {chosen[0]['D']})", ylabel=label)
     sizes = sorted({int(row["N"]) for row in chosen})
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -78,6 +90,7 @@ def _ratios(rows: Rows) -> Figure | None:
     cases = list(groups)
     figure, axes = _figure(_machine(rows[0]))
     height = 0.8 / max(map(len, groups.values()))
+    styles = _styles(rows)
     for contestant in _contestants(rows):
         chosen = [row for row in rows if row["contestant"] == contestant]
         places = [
@@ -86,7 +99,7 @@ def _ratios(rows: Rows) -> Figure | None:
             if contestant in present
         ]
         values = [float(row["times_faster"]) for row in chosen]
-        bars = axes.barh(places, values, height, label=contestant, **_style(contestant))
+        bars = axes.barh(places, values, height, label=contestant, **styles[contestant])
         axes.bar_label(bars, [f"{value:.1f}x" for value in values], padding=2, fontsize=7)
     axes.set_yticks(range(len(cases)), cases, fontsize=8)
     axes.set_xlabel("times faster than eager, forward + backward (minima)")
@@ -127,6 +140,8 @@ def _figure(title: str) -> tuple[Figure, Any]:
 
 
 def _machine(row: dict[str, str]) -> str:
+    if row.get("driver"):
+        return f"{row['device']}, {row['dtype']}"
     return f"{row['device']}, {row['threads']} threads, {row['isa'] or 'ISA unknown'}"
 
 
@@ -134,8 +149,10 @@ def _contestants(rows: Rows) -> list[str]:
     return list(dict.fromkeys(row["contestant"] for row in rows))
 
 
-def _style(contestant: str) -> dict[str, Any]:
+def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
     """sslfast stands out; the others share the muted end of the palette in order."""
-    if contestant.startswith(SSLFAST):
-        return {"color": "#d62728", "zorder": 3}
-    return {"color": MUTED[contestant]} if contestant in MUTED else {}
+    found = _contestants(rows)
+    own = [name for name in found if name.startswith(SSLFAST)]
+    styles = {name: {"color": MUTED[name]} if name in MUTED else {} for name in found}
+    styles.update((name, {"color": OWN[i % len(OWN)], "zorder": 3}) for i, name in enumerate(own))
+    return styles

@@ -23,6 +23,7 @@ COLUMNS = (
     "% of\nlimit",
     "repeats\nbitwise",
 )
+HOST = "host\nms"  # on a GPU: what launching forward and backward costs
 NARROWEST = 104  # columns of a log file, which has no width of its own
 
 
@@ -53,12 +54,14 @@ def table(case: Case, rows: Sequence[Row]) -> Table:
     """A line per contestant; ratios are those of forward and backward together."""
     shown = Table(title=case.name, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     shown.add_column("", no_wrap=True)
-    for name in COLUMNS:
+    on_gpu = any(row.host_ms is not None for row in rows)
+    for name in (*COLUMNS, *([HOST] if on_gpu else [])):
         shown.add_column(name, justify="right", no_wrap=True)
     for name in dict.fromkeys(row.contestant for row in rows):
         passes = {row.what: row for row in rows if row.contestant == name and not row.failure}
         if passes:
-            shown.add_row(name, *_numbers(passes[FORWARD], passes[BOTH]))
+            host = [_figure(passes[BOTH].host_ms)] if on_gpu else []
+            shown.add_row(name, *_numbers(passes[FORWARD], passes[BOTH]), *host)
         else:
             shown.add_row(name, "failed")
     return shown
@@ -66,12 +69,13 @@ def table(case: Case, rows: Sequence[Row]) -> Table:
 
 def notes(case: Case, rows: Sequence[Row]) -> list[str]:
     """What a reader has to know to weigh the numbers of one case."""
-    policy = f", OMP_WAIT_POLICY={rows[0].wait_policy}" if rows[0].wait_policy else ""
-    found = [f"load {rows[0].load:.2f}, {rows[0].threads} threads{policy}"]
     both = [row for row in rows if row.what == BOTH]
+    found = [_circumstances(rows[0])]
+    found += [f"{row.contestant}: {row.backends}" for row in both if row.backends]
     found += [
         f"roof: the formula's work at the measured {_figure(row.peak_gflops)} GFLOP/s of "
-        f"{row.isa} would be {_figure(row.best_possible)}x faster than eager"
+        f"{row.dtype if row.driver else row.isa} would be "
+        f"{_figure(row.best_possible)}x faster than eager"
         for row in both
         if row.contestant == EAGER and row.best_possible
     ]
@@ -86,6 +90,13 @@ def notes(case: Case, rows: Sequence[Row]) -> list[str]:
         needed = case.workload.eager_bytes(case.shape) / (1 << 30)
         found.append(f"eager is not run: its similarities alone are {needed:.3g} GiB (by formula)")
     return found
+
+
+def _circumstances(row: Row) -> str:
+    if row.driver:
+        return f"{row.device}, {row.dtype}, L2 cache flushed before every call"
+    policy = f", OMP_WAIT_POLICY={row.wait_policy}" if row.wait_policy else ""
+    return f"load {row.load:.2f}, {row.threads} threads{policy}"
 
 
 def _numbers(forward: Row, both: Row) -> tuple[str, ...]:

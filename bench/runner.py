@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from sslfast._info import cpu_model
-from sslfast.bench import machine
-from sslfast.bench.contestants import COMPILE, EAGER, SSLFAST, names
+from sslfast.bench import gpu, machine
+from sslfast.bench.contestants import COMPILE, EAGER, SSLFAST, backends_of, names
 from sslfast.bench.ledger import BOTH, Row
+from sslfast.bench.place import Place
 from sslfast.bench.suite import Case
 from sslfast.testing import peak_memory_of
 
@@ -34,9 +35,10 @@ class Options:
     run: str  # UTC time at which the run began
     threads: int
     rounds: int | None
-    backends: tuple[str, ...]
+    backends: tuple[str, ...]  # empty: those that the case's primitives have here
     peers: bool
     memory: bool
+    place: Place = field(default_factory=Place)
 
 
 def measure(case: Case, options: Options) -> list[Row]:
@@ -45,10 +47,12 @@ def measure(case: Case, options: Options) -> list[Row]:
     Raises:
         RuntimeError: a process of the case ended without a result.
     """
-    contestants = names(case.workload, options.backends, options.peers)
-    result = _time(case, contestants, options)
-    measured = result["readings"] if options.memory else ()
-    peaks = {name: _peak(case, name, options) for name in measured}
+    backends = options.backends or backends_of(case.workload, options.place.device)
+    contestants = names(case.workload, backends, options.peers, options.place.device)
+    result = _time_without_lost(case, contestants, options)
+    peaks = result["memory"]
+    if options.memory and not options.place.is_gpu:
+        peaks = {name: _peak(case, name, options) for name in result["readings"]}
     rows = []
     for name in contestants:
         rows += _rows(case, name, result, peaks.get(name), options)
@@ -58,7 +62,20 @@ def measure(case: Case, options: Options) -> list[Row]:
 def wait_policy(case: Case) -> str:
     """Threads sleep at barriers in small cases: on a shared machine a spin can cost 100x."""
     n, d = case.shape.get("N", 0), case.shape.get("D", 0)
-    return PASSIVE if n * n * d < SMALL_PRODUCT else ""
+    return PASSIVE if n * case.shape.get("K", n) * d < SMALL_PRODUCT else ""
+
+
+def _time_without_lost(case: Case, contestants: Sequence[str], options: Options) -> dict[str, Any]:
+    """The result of a process in which nobody made the GPU unusable; whoever did has failed."""
+    remaining, lost = list(contestants), {}
+    while True:
+        result = _time(case, remaining, options)
+        if "lost" not in result:
+            result["failures"].update(lost)
+            return result
+        name, reason = result["lost"]
+        remaining.remove(name)
+        lost[name] = f"it left the GPU unusable: {reason}"
 
 
 def _time(case: Case, contestants: Sequence[str], options: Options) -> dict[str, Any]:
@@ -68,6 +85,8 @@ def _time(case: Case, contestants: Sequence[str], options: Options) -> dict[str,
         "contestants": list(contestants),
         "threads": options.threads,
         "rounds": options.rounds,
+        "place": astuple(options.place),
+        "memory": options.memory,
     }
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     environment.pop("OMP_WAIT_POLICY", None)
@@ -106,13 +125,13 @@ def _peak(case: Case, contestant: str, options: Options) -> int:
 def _rows(
     case: Case, name: str, result: dict[str, Any], peak: int | None, options: Options
 ) -> list[Row]:
-    row = _identity(case, name, result["load"], options)
+    row = _identity(case, name, result.get("load", 0.0), options)
     error, ratio = result["errors"].get(name, (None, None))
     if name in result["failures"]:
         return [replace(row, error=error, failure=result["failures"][name])]
     limits = machine.Limits(result["peaks"], result["bandwidth"], result["no_peak"])
     rows = []
-    for what, (median, minimum, rounds) in result["readings"][name].items():
+    for what, (median, minimum, rounds, host) in result["readings"][name].items():
         both = what == BOTH
         measured = replace(
             row,
@@ -120,10 +139,12 @@ def _rows(
             rounds=int(rounds),
             median_ms=median * MILLI,
             min_ms=minimum * MILLI,
+            host_ms=None if host is None else host * MILLI,
             peak_mib=peak / MIB if both and peak is not None else None,
             error=error,
             error_ratio=None if name == EAGER else ratio,
             repeatable=result["repeatable"].get(name, ""),
+            backends=result["backends"].get(name, "") if options.place.is_gpu else "",
         )
         rows.append(_with_rates(measured, limits, result["work"].get(what), minimum))
     return rows
@@ -134,13 +155,14 @@ def _with_rates(
 ) -> Row:
     """Rates on the formula of the primitives; others are held against the same least time."""
     row = replace(row, peak_gbytes=limits.bandwidth / GIGA)
-    peak = limits.peak(row.isa)
+    key = row.dtype if row.driver else row.isa
+    peak = limits.peak(key)
     if peak is not None:
         row = replace(row, peak_gflops=peak / GIGA)
     if work is None:
         return row
     flops, moved = work
-    least = limits.seconds(flops, moved, row.isa)
+    least = limits.seconds(flops, moved, key)
     if not row.contestant.startswith(SSLFAST):
         return replace(row, best_possible=least and seconds / least)
     return replace(
@@ -171,7 +193,8 @@ def _ratio(base: float | None, value: float | None) -> float | None:
 
 
 def _identity(case: Case, name: str, load: float, options: Options) -> Row:
-    return Row(
+    peer = case.workload.peers.get(name)
+    row = Row(
         run=options.run,
         commit=machine.commit(),
         sslfast=_version("sslfast"),
@@ -187,11 +210,22 @@ def _identity(case: Case, name: str, load: float, options: Options) -> Row:
         subject=case.workload.subject,
         N=case.shape.get("N"),
         D=case.shape.get("D"),
-        dtype="float32",
+        dtype=options.place.label,
         contestant=name,
-        version=_version(name.split()[0]) if name in case.workload.peers else "",
+        version=peer.version if peer is not None else "",
         what="",
         rounds=0,
+    )
+    if not options.place.is_gpu:
+        return row
+    found = gpu.identity()
+    return replace(
+        row,
+        device=found.name,
+        isa=found.arch,
+        driver=found.driver,
+        cuda=found.cuda,
+        triton=found.triton,
     )
 
 

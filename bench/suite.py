@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Primitive, Sample
-from sslfast.bench.peers import Objective
+from sslfast.bench.peers import Objective, Peer
+from sslfast.bench.place import CPU, Place
 from sslfast.testing import cast
 
 Shape = Mapping[str, int]
@@ -34,17 +35,22 @@ class Workload:
     name: str
     family: str
     subject: str  # its name in LOSSES or PRIMITIVES
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Shape, ...]  # on the CPU
     draw: Callable[[Shape, torch.Generator], Inputs]  # float32 CPU arguments of the objectives
     fused: Objective
     eager: Objective | None  # None where eager does not fit into memory
     leaves: tuple[str, ...]  # names of the arguments that receive gradients
-    peers: Mapping[str, Callable[[], Objective]] = field(default_factory=dict)
-    probe: Workload | None = None  # checks a case whose eager form cannot run
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    gpu_shapes: tuple[Shape, ...] | None = None  # on a GPU; None: those of the CPU
+    probe: Workload | None = None  # checks a case on the CPU whose eager form cannot run
+    chunked: Objective | None = None  # eager in pieces: checks and runs on a GPU where it cannot
     eager_bytes: Callable[[Shape], int] | None = None  # stated by formula where not measured
 
     def at(self, shape: Shape) -> Case:
         return Case(self, dict(shape))
+
+    def shapes_on(self, device: str) -> tuple[Shape, ...]:
+        return self.shapes if device == CPU or self.gpu_shapes is None else self.gpu_shapes
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,12 @@ class Case:
         sizes = " ".join(f"{letter}={size}" for letter, size in self.shape.items())
         return f"{self.workload.name} {sizes}".strip()
 
-    def inputs(self, seed: int = SEED) -> Inputs:
-        """Fresh arguments; the same for every process of the case."""
+    def inputs(self, place: Place | None = None, seed: int = SEED) -> Inputs:
+        """Fresh arguments on a device (the CPU); the same numbers for every process of the case."""
         drawn = self.workload.draw(self.shape, torch.Generator().manual_seed(seed))
         return {
             name: value.requires_grad_() if name in self.workload.leaves else value
-            for name, value in drawn.items()
+            for name, value in (place or Place()).put(drawn).items()
         }
 
 
@@ -87,7 +93,9 @@ def families() -> list[str]:
     return sorted({workload.family for workload in workloads().values()})
 
 
-def select(chosen: Sequence[str], sizes: Sequence[Shape], largest: int | None) -> list[Case]:
+def select(
+    chosen: Sequence[str], sizes: Sequence[Shape], largest: int | None, device: str = CPU
+) -> list[Case]:
     """The cases of the chosen families (all if none), at their own or the given shapes.
 
     ``largest`` keeps the cases whose every N is at most that.
@@ -103,7 +111,7 @@ def select(chosen: Sequence[str], sizes: Sequence[Shape], largest: int | None) -
     for workload in workloads().values():
         if chosen and workload.family not in chosen:
             continue
-        for shape in _resized(workload, sizes):
+        for shape in _resized(workload, sizes, device):
             if largest is None or shape.get("N", 0) <= largest:
                 cases.append(workload.at(shape))
     return cases
@@ -122,12 +130,14 @@ def parse_size(text: str) -> Shape:
     return {"N": int(n)} if d is None else {"N": int(n), "D": int(d)}
 
 
-def _resized(workload: Workload, sizes: Sequence[Shape]) -> Sequence[Shape]:
+def _resized(workload: Workload, sizes: Sequence[Shape], device: str) -> Sequence[Shape]:
     """The given sizes for a workload that has sizes and an eager form; D is its own if absent."""
-    scalable = bool(workload.shapes[0]) and workload.eager is not None
-    if not sizes or not scalable:
-        return () if sizes else workload.shapes
-    return [{**workload.shapes[0], **size} for size in sizes]
+    own = workload.shapes_on(device)
+    if not sizes:
+        return own
+    if not own or not own[0] or workload.eager is None:
+        return ()
+    return [{**own[0], **size} for size in sizes]
 
 
 def typical(samples: Sequence[Sample]) -> list[Sample]:

@@ -10,28 +10,54 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sslfast
 from sslfast._registry import PRIMITIVES, Primitive
 from sslfast.bench.contestants import SSLFAST, Contestant
 from sslfast.bench.ledger import BOTH, FORWARD
-from sslfast.bench.suite import Case
+from sslfast.bench.place import Place
+from sslfast.bench.suite import Inputs
 
 NAMESPACE = "sslfast"
 
 
-def of_case(case: Case, contestants: Sequence[Contestant]) -> dict[str, tuple[int, int]]:
+def of_case(
+    contestants: Sequence[Contestant], inputs: Inputs, place: Place
+) -> dict[str, tuple[int, int]]:
     """(FLOPs, bytes) by pass, from a call of the first of sslfast's contestants; empty if none."""
     own = [contestant for contestant in contestants if contestant.name.startswith(SSLFAST)]
     if not own:
         return {}
-    with own[0].forcing(), torch.no_grad(), _Calls() as observed:
-        own[0].objective(**case.inputs())
-    return {
-        FORWARD: _least(observed.calls, backward=False),
-        BOTH: _least(observed.calls, backward=True),
-    }
+    calls = _observe(own[0], inputs, place)
+    return {FORWARD: _least(calls, backward=False), BOTH: _least(calls, backward=True)}
+
+
+def backends_of(contestants: Sequence[Contestant], inputs: Inputs, place: Place) -> dict[str, str]:
+    """The backends that the primitives of each of sslfast's contestants run on."""
+    found = {}
+    for contestant in contestants:
+        if contestant.name.startswith(SSLFAST):
+            calls = _observe(contestant, inputs, place)
+            with contestant.forcing():
+                ran = {primitive.name: _backend(primitive, called) for primitive, called in calls}
+            found[contestant.name] = " ".join(f"{name}:{ran[name]}" for name in sorted(ran))
+    return found
+
+
+def _observe(
+    contestant: Contestant, inputs: Inputs, place: Place
+) -> list[tuple[Primitive, dict[str, Any]]]:
+    # With gradients, since what learns decides how much there is to do.
+    with contestant.forcing(), contestant.casting(place), _Calls() as observed:
+        contestant.objective(**inputs)
+    return observed.calls
+
+
+def _backend(primitive: Primitive, called: dict[str, Any]) -> str:
+    rows = [each for each in called.values() if isinstance(each, Tensor) and each.dim() > 1]
+    return sslfast.explain(primitive.name, *rows).runs or "nothing"
 
 
 def _least(calls: Sequence[tuple[Primitive, dict[str, Any]]], *, backward: bool) -> tuple[int, int]:

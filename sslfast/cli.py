@@ -1,4 +1,4 @@
-"""The command line: ``sslfast info | bench | pretrain | evaluate``.
+"""The command line: ``sslfast info | bench | resources | pretrain | evaluate``.
 
 A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. Only the module of
 the command that was typed is imported, so ``sslfast info`` works where an extra that another
@@ -33,6 +33,12 @@ COMMANDS = (
         "sslfast.bench.command",
         "bench",
         "measure the losses against eager PyTorch and the libraries that are installed",
+    ),
+    Command(
+        "resources",
+        "sslfast.bench.resources",
+        "bench",
+        "compile the GPU kernels for every chip and show what they take of it",
     ),
     Command(
         "pretrain",

@@ -50,6 +50,33 @@ def require_backend(name: str) -> None:
     pytest.skip(f"{name}: {reason}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU the tests marked ``gpu`` are skipped; SSLFAST_REQUIRE_GPU=1 runs them."""
+    if torch.cuda.is_available() or os.environ.get("SSLFAST_REQUIRE_GPU") == "1":
+        return
+    skip = pytest.mark.skip(reason=f"needs a CUDA device, torch {torch.__version__} sees none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+def takes(backend: str, dtype: torch.dtype, *names: str) -> bool:
+    """Whether a backend runs these primitives in a dtype."""
+    base = backend.partition(":")[0]
+    return all(dtype in PRIMITIVES[name].implementations[base].dtypes for name in names)
+
+
+def require_dtype(backend: str, dtype: torch.dtype, *names: str) -> None:
+    """Skip where a backend does not run these primitives in a dtype."""
+    if not takes(backend, dtype, *names):
+        pytest.skip(f"{backend} does not take {dtype}")
+
+
+def widest(backend: str, *names: str) -> torch.dtype:
+    """float64 where a backend runs these primitives in it, else float32."""
+    return torch.float64 if takes(backend, torch.float64, *names) else torch.float32
+
+
 @pytest.fixture(params=CPU_BACKENDS)
 def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend for CPU tensors in turn, forced."""

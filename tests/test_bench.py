@@ -15,20 +15,42 @@ from torch import Tensor
 
 from sslfast import cli
 from sslfast._registry import LOSSES, PRIMITIVES
-from sslfast.bench import contrastive, correctness, ledger, machine, peers, plots, suite, timing
+from sslfast.bench import (
+    contrastive,
+    correctness,
+    formulas,
+    ledger,
+    machine,
+    peers,
+    plots,
+    suite,
+    timing,
+    work,
+)
 from sslfast.bench import worker as worker_module
 from sslfast.bench.contestants import EAGER, Contestant, default_backend, enter
 from sslfast.bench.ledger import Row
+from sslfast.bench.place import Place
 from sslfast.bench.runner import Options, measure
 from sslfast.bench.suite import Case, Workload, workloads
+from sslfast.testing import cast, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = {"N": 6, "D": 5}
+SIZES = {"N": 6, "D": 5, "K": 9, "C": 3}
 OWN = f"sslfast {default_backend()}"
+FORMULAS = [
+    pytest.param(workload.name, name, id=name)
+    for workload in contrastive.workloads()
+    for name, peer in workload.peers.items()
+    if workload.eager is not None and not peer.package
+]
+FAMILY_WORKLOADS = [w.name for w in contrastive.workloads() if w.shapes]
 
 
 def tiny_case(name: str = "NTXentLoss") -> Case:
-    return workloads()[name].at(TINY)
+    workload = workloads()[name]
+    shape = (workload.shapes or workload.gpu_shapes or ({},))[0]
+    return workload.at({letter: SIZES[letter] for letter in shape})
 
 
 def reading(**changes: object) -> Row:
@@ -79,7 +101,7 @@ def test_everything_registered_has_a_case() -> None:
 def test_a_loss_without_shapes_of_its_own_runs_on_its_typical_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(contrastive, "workloads", tuple)
+    monkeypatch.setattr(contrastive, "workloads", tuple)  # no family names shapes
     typical = {s.name for s in suite.typical(LOSSES["NTXentLoss"].samples)}
     found = workloads()
     assert typical
@@ -97,12 +119,12 @@ def test_sizes_replace_those_of_the_cases() -> None:
 
 
 def test_quick_keeps_the_small_cases() -> None:
-    sizes = [case.shape["N"] for case in suite.select(["contrastive"], (), 1024)]
+    sizes = [case.shape.get("N", 0) for case in suite.select(["contrastive"], (), 1024)]
     assert sizes
     assert max(sizes) == 1024
 
 
-@pytest.mark.parametrize("name", ["NTXentLoss", "CLIP rows and columns", "NTXentLoss beyond eager"])
+@pytest.mark.parametrize("name", FAMILY_WORKLOADS)
 def test_own_backend_agrees_with_the_oracle(name: str) -> None:
     case = tiny_case(name)
     workload = case.workload
@@ -118,7 +140,7 @@ def test_a_wrong_contestant_gets_no_time() -> None:
     eager = case.workload.eager
     assert eager is not None
     wrong = replace(case.workload, fused=lambda **inputs: eager(**inputs) * 1.001)
-    result = worker_module.time_case(wrong.at(TINY), request(case, [OWN, EAGER]))
+    result = worker_module.time_case(wrong.at(case.shape), request(case, [OWN, EAGER]))
     assert "output 0" in result["failures"][OWN]
     assert set(result["readings"]) == {EAGER}
 
@@ -141,8 +163,8 @@ def test_an_absent_peer_is_named_and_the_others_run() -> None:
     def absent() -> peers.Objective:
         raise ImportError("nowhere is not installed: pip install nowhere")
 
-    alone = replace(case.workload, peers={"nowhere": absent})
-    result = worker_module.time_case(alone.at(TINY), request(case, [EAGER, "nowhere"]))
+    alone = replace(case.workload, peers={"nowhere": peers.Peer(absent)})
+    result = worker_module.time_case(alone.at(case.shape), request(case, [EAGER, "nowhere"]))
     assert result["failures"] == {"nowhere": "nowhere is not installed: pip install nowhere"}
     assert set(result["readings"][EAGER]) == {"forward", "forward+backward"}
 
@@ -150,7 +172,7 @@ def test_an_absent_peer_is_named_and_the_others_run() -> None:
 def request(case: Case, contestants: list[str]) -> dict[str, object]:
     return {
         "workload": case.workload.name,
-        "shape": TINY,
+        "shape": dict(case.shape),
         "contestants": contestants,
         "threads": torch.get_num_threads(),
         "rounds": 1,
@@ -182,12 +204,12 @@ def test_one_case_in_processes_of_its_own(tmp_path: Path) -> None:
 
 
 def test_work_is_read_off_the_calls() -> None:
-    case = tiny_case("CLIP rows and columns")
-    from sslfast.bench import work
-
+    case = tiny_case("CLIPLoss")
+    inputs = case.inputs()
     contestant = enter(case.workload, OWN)
-    counted = work.of_case(case, [contestant])
-    arguments = {**case.inputs(), "columns": True}
+    counted = work.of_case([contestant], inputs, Place())
+    images, texts, scale = inputs.values()
+    arguments = {"queries": images, "keys": texts, "scale": scale, "columns": True}
     primitive = PRIMITIVES["similarity_logsumexp"]
     for what, backward in (("forward", False), ("forward+backward", True)):
         expected = primitive.flops(**arguments, backward=backward)
@@ -253,13 +275,31 @@ def test_limits_say_why_a_peak_is_absent() -> None:
     assert known.seconds(1, 40, "avx2") == 10.0
 
 
-def test_peers_compute_the_same() -> None:
-    inputs = tiny_case("CLIP rows and columns").inputs()
-    torch.testing.assert_close(peers.open_clip_loss(*inputs.values()), contrastive.clip(**inputs))
+@pytest.mark.parametrize(("name", "peer"), FORMULAS)
+def test_formulas_compute_the_same(name: str, peer: str) -> None:
+    case = tiny_case(name)
+    inputs = case.inputs()
+    expected = case.workload.fused(**inputs)
+    torch.testing.assert_close(enter(case.workload, peer).objective(**inputs), expected)
 
 
-def test_lightly_computes_the_same() -> None:
-    case = tiny_case()
+@pytest.mark.parametrize("name", ["NTXentLoss beyond eager", "CLIPLoss beyond eager"])
+def test_chunked_forms_compute_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, with a last chunk that is not whole."""
+    monkeypatch.setattr(formulas, "CHUNK", 4)
+    workload = tiny_case(name).workload
+    assert workload.chunked is not None
+    eager = LOSSES[workload.subject].eager
+    whole = partial(eager, temperature=contrastive.TEMPERATURE) if "NTXent" in name else eager
+    inputs = cast(tiny_case(name).inputs(), torch.float64)
+    expected = evaluate(whole, inputs, workload.leaves)
+    for result, value in evaluate(workload.chunked, inputs, workload.leaves).items():
+        torch.testing.assert_close(value, expected[result])
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "DCLLoss"])
+def test_lightly_computes_the_same(name: str) -> None:
+    case = tiny_case(name)
     inputs = case.inputs()
     try:
         contestant = enter(case.workload, "lightly")

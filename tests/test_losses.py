@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import require_dtype
 from torch import Tensor, nn
 
 import sslfast
@@ -58,6 +59,7 @@ def differentiable(arguments: dict[str, Any]) -> list[str]:
 def test_values_and_gradients(
     case: LossCase, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
 ) -> None:
+    require_dtype(cpu_backend, dtype, *case.loss.primitives)
     arguments = case.sample.make(generator)
 
     def eager(**arguments: Any) -> Tensor:

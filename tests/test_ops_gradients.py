@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, Case
+from conftest import CASES, Case, require_dtype, widest
 from torch import Tensor
 
 import sslfast
@@ -34,6 +34,7 @@ CHECKED = tuple(
 
 @pytest.mark.parametrize("case", CHECKED, ids=str)
 def test_gradcheck(case: Case, cpu_backend: str, generator: torch.Generator) -> None:
+    require_dtype(cpu_backend, torch.float64, case.primitive.name)
     arguments = case.sample.make(generator)
     names = [n for n in case.primitive.differentiable if n in arguments]
     leaves = [arguments[name].requires_grad_() for name in names]
@@ -52,9 +53,10 @@ def _finite(output: Tensor) -> Tensor:
     return output.masked_fill(output == -torch.inf, 0.0)
 
 
-def _options(generator: torch.Generator) -> dict[str, Tensor]:
+def _options(generator: torch.Generator, backend: str) -> dict[str, Tensor]:
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        rows = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return rows.to(widest(backend, LOGSUMEXP.name))
 
     return {
         "queries": normal(5, 3),
@@ -77,7 +79,7 @@ def test_partial_gradients(
     wanted: tuple[str, ...], cpu_backend: str, generator: torch.Generator
 ) -> None:
     """Each subset of the arguments that may require a gradient."""
-    arguments = _options(generator)
+    arguments = _options(generator, cpu_backend)
     for name in wanted:
         arguments[name].requires_grad_()
     leaves = [arguments[name] for name in wanted]
@@ -92,7 +94,7 @@ def test_partial_gradients(
 
 @pytest.mark.parametrize("unused", [0, 1], ids=["rows", "columns"])
 def test_one_output_unused(unused: int, cpu_backend: str, generator: torch.Generator) -> None:
-    options = _options(generator)
+    options = _options(generator, cpu_backend)
     queries, keys = (options[name].requires_grad_() for name in ("queries", "keys"))
     outputs = sslfast.similarity_logsumexp(queries, keys, scale=3.0, columns=True)
     actual = torch.autograd.grad(outputs[1 - unused].sum(), (queries, keys))
@@ -103,6 +105,7 @@ def test_one_output_unused(unused: int, cpu_backend: str, generator: torch.Gener
 
 def test_learned_scale_without_row_gradient(cpu_backend: str, generator: torch.Generator) -> None:
     """Only the temperature learns; with enough features for the exponentials to be kept."""
+    require_dtype(cpu_backend, torch.float64, LOGSUMEXP.name)
     queries = torch.randn(33, 80, generator=generator, dtype=torch.float64)
     scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     ids = torch.arange(33)
@@ -118,13 +121,14 @@ def test_kept_exponentials_do_not_change_the_gradient(
     num_rows: int, cpu_backend: str, generator: torch.Generator
 ) -> None:
     """With a gradient to come the symmetric form keeps exponentials; the rectangular never does."""
-    rows = torch.randn(num_rows, 64, generator=generator, dtype=torch.float64)
+    dtype = widest(cpu_backend, LOGSUMEXP.name)
+    rows = torch.randn(num_rows, 64, generator=generator, dtype=dtype)
     rows = (rows / 4).requires_grad_()
     symmetric = sslfast.similarity_logsumexp(rows, scale=1.5)
     rectangular = sslfast.similarity_logsumexp(rows, rows, scale=1.5)
     with torch.no_grad():
         torch.testing.assert_close(sslfast.similarity_logsumexp(rows, scale=1.5), symmetric)
-    weights = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    weights = torch.rand(num_rows, generator=generator, dtype=dtype)
     torch.testing.assert_close(
         torch.autograd.grad(symmetric, rows, weights),
         torch.autograd.grad(rectangular, rows, weights),
@@ -214,8 +218,7 @@ def test_only_queries_learn(
     form: str, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
 ) -> None:
     """The gradient is then the mean of the keys, which the forward pass sums where it can."""
-    if dtype not in LOGSUMEXP.implementations[cpu_backend.partition(":")[0]].dtypes:
-        pytest.skip(f"{cpu_backend} does not take {dtype}")
+    require_dtype(cpu_backend, dtype, LOGSUMEXP.name)
     num_rows, num_keys, dim = 70, 333, 300 if form == "wide" else 61
     normal = partial(torch.randn, generator=generator, dtype=torch.float64)
     arguments: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, CPU_BACKENDS, Case, require_backend
+from conftest import CASES, CPU_BACKENDS, Case, require_backend, widest
 from torch import Tensor
 
 import sslfast
@@ -74,7 +74,7 @@ def test_layout_does_not_matter(
     cpu_backend: str,
     generator: torch.Generator,
 ) -> None:
-    plain = case.sample.make(generator)
+    plain = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
     arranged = {n: layout(v) if isinstance(v, Tensor) else v for n, v in plain.items()}
     floating = [n for n, v in plain.items() if isinstance(v, Tensor) and v.is_floating_point()]
     leaves = [arranged[n].requires_grad_() for n in floating]
@@ -93,7 +93,7 @@ def test_layout_does_not_matter(
 def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generator) -> None:
     """Stride 0 in operands and in the incoming gradient."""
     for case in CASES:
-        arguments = case.sample.make(generator)
+        arguments = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
         name = next(iter(arguments))
         if case.sample.size != "ragged" or arguments[name].ndim != 2:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import CASES, Case
+from conftest import CASES, Case, require_dtype
 
 from sslfast._registry import Tolerance
 from sslfast.testing import check_case
@@ -20,8 +20,7 @@ def test_values_and_gradients(
     case: Case, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
 ) -> None:
     primitive, sample = case.primitive, case.sample
-    if dtype not in primitive.implementations[cpu_backend.partition(":")[0]].dtypes:
-        pytest.skip(f"{cpu_backend} does not take {dtype}")
+    require_dtype(cpu_backend, dtype, primitive.name)
     judged = sample.size in WELL_CONDITIONED and dtype != torch.float64
     absolute = ABSOLUTE_EPS * torch.finfo(dtype).eps if judged else None
     report = check_case(

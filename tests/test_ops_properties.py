@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from conftest import CPU_BACKENDS, require_backend
+from conftest import CPU_BACKENDS, require_backend, widest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sslfast
 from sslfast._registry import PRIMITIVES, Primitive, Property
-from sslfast.testing import check_case
+from sslfast.testing import cast, check_case
 
 PROPERTIES = [(spec, each) for spec in PRIMITIVES.values() for each in spec.properties]
 
@@ -23,8 +25,15 @@ PROPERTIES = [(spec, each) for spec in PRIMITIVES.values() for each in spec.prop
 def test_property(
     primitive: Primitive, identity: Property, cpu_backend: str, generator: torch.Generator
 ) -> None:
-    left, right = identity.sides(primitive.function, generator)
-    torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-11, msg=identity.statement)
+    dtype = widest(cpu_backend, primitive.name)
+
+    def function(*arguments: Any, **options: Any) -> Any:
+        positional = cast({str(index): each for index, each in enumerate(arguments)}, dtype)
+        return primitive.function(*positional.values(), **cast(options, dtype))
+
+    left, right = identity.sides(function, generator)
+    limit = 1e-11 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(left, right, rtol=limit, atol=limit, msg=identity.statement)
 
 
 sizes = st.integers(1, 70)
@@ -71,7 +80,7 @@ def test_similarity_logsumexp_anywhere(backend: str, case: dict[str, object]) ->
             primitive.function,
             primitive.reference,
             case,
-            dtype=torch.float64,
+            dtype=widest(backend, primitive.name),
             differentiable=primitive.differentiable,
         ).require()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, Case, require_backend
+from conftest import CASES, Case, require_backend, require_dtype
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,9 +55,13 @@ def run(primitive: Primitive, arguments: Mapping[str, Any]) -> tuple[Tensor, ...
 
 @pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 def test_opcheck(case: Case, cpu_backend: str, generator: torch.Generator) -> None:
-    primitive = case.primitive
+    check_ops(case.primitive, cast(case.sample.make(generator), torch.float32))
+
+
+def check_ops(primitive: Primitive, arguments: Mapping[str, Any]) -> None:
+    """`torch.library.opcheck` of the forward and backward op on what they are called with."""
     with Recorder(primitive) as recorder:
-        run(primitive, cast(case.sample.make(generator), torch.float32))
+        run(primitive, arguments)
     called = dict(recorder.calls)
     assert set(called) == recorder.names
     forward = called[f"sslfast::{primitive.name}"]
@@ -77,8 +81,7 @@ def _without_cache(primitive: Primitive, arguments: tuple[Any, ...]) -> tuple[An
     """The unused end of a cache is not written, so two calls cannot be compared with one."""
     names = [each.name for each in primitive.forward_op._opoverload._schema.arguments]
     return tuple(
-        "nothing" if name == "keep" else value
-        for name, value in zip(names, arguments, strict=True)
+        "nothing" if name == "keep" else value for name, value in zip(names, arguments, strict=True)
     )
 
 
@@ -95,6 +98,7 @@ def test_fake_tensors_have_the_real_dtypes(
     name: str, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
 ) -> None:
     primitive = PRIMITIVES[name]
+    require_dtype(cpu_backend, dtype, name)
     for sample in primitive.samples:
         if sample.size != "ragged":
             continue

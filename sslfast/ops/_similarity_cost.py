@@ -128,11 +128,16 @@ def flops(
 ) -> int:
     """Multiply-adds of the matrix products; the symmetric form half.
 
-    U forward; backward 2 U, and U again where the exponentials were not kept.
+    U forward; backward 2 U, and U again where the exponentials were not kept. Where only queries
+    learn (by their ``requires_grad``), U in each direction.
     """
     num_rows, dim = queries.shape
     num_keys = num_rows if keys is None else keys.shape[0]
+    bias = options.get("bias")
+    learns = [each is not None and each.requires_grad for each in (queries, keys, bias)]
     products = (3 if _exponentials_fit(queries, keys) else 4) if backward else 1
+    if backward and keys is not None and learns == [True, False, False]:
+        products = 2
     return 2 * num_rows * num_keys * dim * products // (2 if keys is None else 1)
 
 

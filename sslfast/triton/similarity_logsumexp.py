@@ -6,7 +6,7 @@ log 2), then the means of the keys or the exponentials where they are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -186,7 +186,7 @@ def _bound(p: Problem) -> None:
         ROW_SCALE=p.row_scale,
         HAS_BIAS=p.bias is not None,
         BLOCK=block,
-        BLOCK_D=min(128, plan.padded(dim)),
+        BLOCK_D=min(64, plan.padded(dim)),
     )
 
 
@@ -201,10 +201,19 @@ class _Parts:
     group_blocks: int
 
 
+def _sum_blocks(p: Problem, dim: int, means: Tensor | None) -> plan.Blocks:
+    dtype = p.queries.dtype
+    if means is not None:
+        return plan.gradient_blocks(p.target, dtype, dim)
+    blocks = plan.sum_blocks(p.target, dtype, dim)
+    # Ids (64 bits) and biases of 128 keys beside the tile are more than the registers hold.
+    crowded = p.bias is not None and p.query_ids is not None
+    return replace(blocks, n=64) if crowded else blocks
+
+
 def _sum_tiles(p: Problem) -> _Parts:
     (num_rows, dim), num_keys = p.queries.shape, len(p.keys)
-    choose = plan.sum_blocks if p.means is None else plan.gradient_blocks
-    blocks = choose(p.target, p.queries.dtype, dim)
+    blocks = _sum_blocks(p, dim, p.means)
     row_blocks, key_blocks = plan.cdiv(num_rows, blocks.m), plan.cdiv(num_keys, blocks.n)
     if p.symmetric:
         group_blocks = split_blocks = plan.groups_symmetric(p.target, row_blocks)
@@ -292,8 +301,7 @@ def _redo(p: Problem, rows: Tensor, cols: Tensor) -> None:
         sides.append((keys, queries, key_ids, query_ids, cols, p.cols, None))
     for owners, others, owner_ids, other_ids, lse, side, means in sides:
         dim = owners.shape[1]
-        choose = plan.sum_blocks if means is None else plan.gradient_blocks
-        blocks = choose(p.target, owners.dtype, dim)
+        blocks = _sum_blocks(p, dim, means)
         launch(
             kernels_forward.similarity_logsumexp_redo_kernel,
             (plan.cdiv(len(owners), blocks.m),),
@@ -491,7 +499,7 @@ def _finish(
         DOTS=dots is not None,
         GRADIENT=gradient is not None,
         BLOCK=block,
-        BLOCK_D=min(128, plan.padded(dim)),
+        BLOCK_D=min(64, plan.padded(dim)),
     )
 
 
