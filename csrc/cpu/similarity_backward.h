@@ -98,10 +98,10 @@ class BackwardPass {
     weights_.row = filled<T>(w, padded_rows, T(0));
     weights_.key = tiling_.symmetric() ? weights_.row : filled<T>(w, padded_keys_, T(0));
     choose_exponentials();
-    // dq is a product with the keys, dk one with the queries: each times its own scale, or all
-    // times the common one at the end.
-    if (p.dk || tiling_.symmetric()) q_ = readable(p, p.q, p.rows, p.row_scale ? p.scale : nullptr);
-    if (p.dq && !tiling_.symmetric()) k_ = readable<T>(p, p.k, p.keys, nullptr);
+    // dk is a product with the queries, each times its own scale, or all times the common one at
+    // the end.
+    q_ = {p.q, p.row_scale ? p.scale : nullptr};
+    k_ = {p.k, nullptr};
   }
 
   void run() {
@@ -109,18 +109,19 @@ class BackwardPass {
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
       const Operands<T> o = tiling_.strip(first);
       const auto gradient = [&](int worker, int64_t I, int64_t J) {
-        T* g = scratch.of(worker).tile;
+        const Scratch<T> own = scratch.of(worker);
         if (cache_)
-          gradient_tile_from_cache(o, I, J, weights_.from(first), cache_.tile(I, J, first), g);
+          gradient_tile_from_cache(o, I, J, weights_.from(first), cache_.tile(I, J, first),
+                                   own.tile);
         else
-          compute(o, first, I, J, g);
-        return g;
+          compute(o, first, I, J, own.tile);
+        return own;
       };
       const auto pair = [&](int worker, int64_t I, int64_t J) {
-        const T* g = gradient(worker, I, J);
+        const Scratch<T> g = gradient(worker, I, J);
         if (p_.dq) add_queries(o, first, I, J, g);
         if (p_.dk) add_keys(o, first, I, J, g);
-        if (p_.dbias) add_bias(o, first, I, J, g);
+        if (p_.dbias) add_bias(o, first, I, J, g.tile);
       };
       if (tiling_.symmetric())
         visit_symmetric(p_.pool, p_.workspace, o.row_blocks.count,
@@ -200,27 +201,29 @@ class BackwardPass {
   }
 
   // dq_I += G k_J, without the scale.
-  void add_queries(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
-    add_product(g, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
-                o.key_blocks.width(J, o.keys), k_.row(first + o.key_blocks.first(J)), k_.stride,
-                o.features, p_.dq + o.row_blocks.first(I) * o.features);
+  void add_queries(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
+                   const Scratch<T>& g) const {
+    add_product(g.tile, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
+                o.key_blocks.width(J, o.keys), k_.from(first + o.key_blocks.first(J), o.features),
+                o.features, g.panel, p_.dq + o.row_blocks.first(I) * o.features);
   }
 
   // dk_J += G^T q_I, without a common scale.
-  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
-    add_product(g, 1, o.key_blocks.size, o.key_blocks.width(J, o.keys),
-                o.row_blocks.width(I, o.rows), q_.row(o.row_blocks.first(I)), q_.stride, o.features,
-                p_.dk + (first + o.key_blocks.first(J)) * o.features);
+  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
+                const Scratch<T>& g) const {
+    add_product(g.tile, 1, o.key_blocks.size, o.key_blocks.width(J, o.keys),
+                o.row_blocks.width(I, o.rows), q_.from(o.row_blocks.first(I), o.features),
+                o.features, g.panel, p_.dk + (first + o.key_blocks.first(J)) * o.features);
   }
 
-  void add_symmetric(const Operands<T>& o, int64_t I, int64_t J, const T* g) const {
+  void add_symmetric(const Operands<T>& o, int64_t I, int64_t J, const Scratch<T>& g) const {
     const int64_t i0 = o.row_blocks.first(I), j0 = o.row_blocks.first(J);
     const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.row_blocks.width(J, o.rows);
-    add_product(g, o.key_blocks.size, 1, rows, keys, q_.row(j0), q_.stride, o.features,
-                p_.dq + i0 * o.features);
+    add_product(g.tile, o.key_blocks.size, 1, rows, keys, q_.from(j0, o.features), o.features,
+                g.panel, p_.dq + i0 * o.features);
     if (I != J)
-      add_product(g, 1, o.key_blocks.size, keys, rows, q_.row(i0), q_.stride, o.features,
-                  p_.dq + j0 * o.features);
+      add_product(g.tile, 1, o.key_blocks.size, keys, rows, q_.from(i0, o.features), o.features,
+                  g.panel, p_.dq + j0 * o.features);
   }
 
   void add_bias(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
@@ -266,7 +269,7 @@ class BackwardPass {
   Cache<const T> cache_;
   int64_t padded_keys_;
   Weights<T> weights_{};
-  Features<T> q_{}, k_{};
+  WeightedRows<T> q_{}, k_{};
 };
 
 }  // namespace sslfast::SSLFAST_ISA

@@ -147,7 +147,6 @@ class ForwardPass {
     const Operands<T>& all = tiling_.all();
     cache_ = {p.cache, p.cache_elements, all.row_blocks, all.key_blocks, tiling_.symmetric()};
     col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
-    if (p.mean_keys.rows) k_ = readable<T>(p, p.k, p.keys, nullptr);
   }
 
   void run() {
@@ -210,15 +209,17 @@ class ForwardPass {
       const bool off_diagonal = !tiling_.symmetric() || I != J;
       sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, scratch.of(worker),
                         {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
-      if (means) add_keys(o, first, I, J, keep);
+      if (means) add_keys(o, first, I, J, scratch.of(worker));
     });
   }
 
   // Unnormalised means of rows I += E k_J: each row block is in one hand.
-  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* e) const {
-    add_product(e, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
-                o.key_blocks.width(J, o.keys), k_.row(first + o.key_blocks.first(J)), k_.stride,
-                o.features, p_.mean_keys.rows + o.row_blocks.first(I) * o.features);
+  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
+                const Scratch<T>& scratch) const {
+    const int64_t key = first + o.key_blocks.first(J);
+    add_product(scratch.tile, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
+                o.key_blocks.width(J, o.keys), {p_.k + key * o.features, nullptr}, o.features,
+                scratch.panel, p_.mean_keys.rows + o.row_blocks.first(I) * o.features);
   }
   void divide_means() const {
     for_each_row(p_.pool, p_.rows, [&](int64_t i) {
@@ -282,7 +283,6 @@ class ForwardPass {
   Tiling<T> tiling_;
   bool columns_;
   Cache<T> cache_;
-  Features<T> k_{};
   double *row_sum_, *col_sum_, *row_max_ = nullptr, *col_max_ = nullptr;
 };
 

@@ -30,28 +30,6 @@ To* padded(const Workspace& w, const From* from, int64_t count, int64_t size, To
   return p;
 }
 
-// x (rows, features) as add_product reads it: itself where whole panels of features fit, else a
-// copy with rows padded to them; also a copy where each row is to be multiplied by weight[row].
-template <class T>
-struct Features {
-  const T* data;
-  int64_t stride;
-
-  const T* row(int64_t i) const { return data + i * stride; }
-};
-template <class T>
-Features<T> readable(const SimilarityProblem<T>& p, const T* x, int64_t rows, const T* weight) {
-  const int64_t width = round_up(p.features, kPanel<T>);
-  if (width == p.features && !weight) return {x, width};
-  T* copy = p.workspace.template take<T>(rows * width);
-  for_each_row(p.pool, rows, [=, features = p.features](int64_t i) {
-    const T w = weight ? weight[i] : T(1);
-    for (int64_t d = 0; d < features; ++d) copy[i * width + d] = w * x[i * features + d];
-    for (int64_t d = features; d < width; ++d) copy[i * width + d] = T(0);
-  });
-  return {copy, width};
-}
-
 template <class T>
 int64_t panels_size(int64_t rows, int64_t features) {
   return round_up(rows, kPanel<T>) * features;
@@ -117,10 +95,12 @@ class Tiling {
   T* k_panels_ = nullptr;
 };
 
-// A worker's own memory: a tile (block x block) and one vector per row and per key.
+// A worker's own memory: a tile (block x block), a panel of rows to multiply it with, and one
+// vector per row and per key.
 template <class T>
 struct Scratch {
   T* tile;
+  T* panel;    // (block, kPanel)
   T* row_acc;  // (block, lanes)
   T* key_acc;  // (block)
 };
@@ -128,17 +108,21 @@ template <class T>
 class ScratchPool {
  public:
   ScratchPool(const SimilarityProblem<T>& p, const Operands<T>& o, bool with_tile)
-      : rows_(o.row_blocks.size), keys_(o.key_blocks.size), tile_(with_tile ? rows_ * keys_ : 0) {
-    stride_ = round_up(tile_ + rows_ * kLanes<T> + keys_, 64);
+      : rows_(o.row_blocks.size),
+        keys_(o.key_blocks.size),
+        tile_(with_tile ? rows_ * keys_ : 0),
+        panel_(with_tile ? (rows_ > keys_ ? rows_ : keys_) * kPanel<T> : 0) {
+    stride_ = round_up(tile_ + panel_ + rows_ * kLanes<T> + keys_, 64);
     memory_ = p.workspace.template take<T>(stride_ * p.pool.workers);
   }
   Scratch<T> of(int worker) const {
     T* at = memory_ + worker * stride_;
-    return {at, at + tile_, at + tile_ + rows_ * kLanes<T>};
+    T* sums = at + tile_ + panel_;
+    return {at, at + tile_, sums, sums + rows_ * kLanes<T>};
   }
 
  private:
-  int64_t rows_, keys_, tile_, stride_;
+  int64_t rows_, keys_, tile_, panel_, stride_;
   T* memory_;
 };
 

@@ -96,6 +96,8 @@ def backward(
 ) -> Gradients:
     if len(arguments.queries) == 0:
         return no_queries(arguments, needs)
+    if keep == "nothing":  # the op itself was called so, with a gradient to come
+        keep, sums = "sums", forward(arguments, "sums")
     problem = _problem(arguments, keep, sums.cache)
     if problem.means is not None:
         return _from_means(drows, arguments, problem.means, needs)

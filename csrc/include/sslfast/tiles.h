@@ -125,15 +125,58 @@ SSLFAST_INLINE void add_to(const RegisterTile<T>& t, T* c, int64_t stride, int64
       c[r * stride + d] += spill[r * kPanel<T> + d];
 }
 
-// out (rows, features) += a (rows, depth) x (depth, features); strides of a as in multiply. Rows of
-// x are x_stride apart and readable up to a whole panel.
+// Asks for the cache lines that add_to will touch: they arrive during the product.
+template <class T>
+SSLFAST_INLINE void prefetch_tile(const T* c, int64_t stride, int64_t rows) {
+  constexpr int kLine = 64 / int(sizeof(T));
+  for (int64_t r = 0; r < rows && r < kTileRows; ++r)
+    for (int d = 0; d < kPanel<T>; d += kLine) __builtin_prefetch(c + r * stride + d, 1);
+}
+
+// Rows that a product reads: x (count, features), each times its weight where there are weights.
+template <class T>
+struct WeightedRows {
+  const T* x;
+  const T* weight;  // (count) or null
+
+  WeightedRows from(int64_t row, int64_t features) const {
+    return {x + row * features, weight ? weight + row : nullptr};
+  }
+};
+
+// kPanel features of `depth` rows, from feature d on, side by side and zero padded. In place they
+// would lie a row apart, all in a few sets of the innermost cache.
+template <class T>
+void pack_panel(const WeightedRows<T>& rows, int64_t depth, int64_t features, int64_t d, T* panel) {
+  constexpr int P = kPanel<T>;
+  const int64_t width = features - d < P ? features - d : P;
+  for (int64_t k = 0; k < depth; ++k, panel += P) {
+    const T* x = rows.x + k * features + d;
+    const T weight = rows.weight ? rows.weight[k] : T(1);
+    if (width == P) {
+      SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v)
+        store(panel + v * kLanes<T>, load(x + v * kLanes<T>) * weight);
+    } else {
+      for (int64_t c = 0; c < P; ++c) panel[c] = c < width ? x[c] * weight : T(0);
+    }
+  }
+}
+
+// out (rows, features) += a (rows, depth) x (depth, features); strides of a as in multiply. `panel`
+// is scratch for depth x kPanel numbers.
 template <class T>
 void add_product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth,
-                 const T* x, int64_t x_stride, int64_t features, T* out) {
-  for (int64_t d = 0; d < features; d += kPanel<T>)
-    for (int64_t r = 0; r < rows; r += kTileRows)
-      add_to(multiply(a + r * row_stride, row_stride, depth_stride, x + d, x_stride, depth),
-             out + r * features + d, features, rows - r, features - d);
+                 const WeightedRows<T>& x, int64_t features, T* panel, T* out) {
+  for (int64_t d = 0; d < features; d += kPanel<T>) {
+    pack_panel(x, depth, features, d, panel);
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      T* corner = out + r * features + d;
+      prefetch_tile(corner, features, rows - r);
+      add_to(multiply(a + r * row_stride, row_stride, depth_stride, panel, kPanel<T>, depth),
+             corner, features, rows - r, features - d);
+    }
+  }
 }
 
 }  // namespace sslfast::SSLFAST_ISA
