@@ -46,10 +46,7 @@ def what_to_keep(arguments: Arguments) -> str:
 
 def _means_fit(queries: Tensor) -> bool:
     """On a GPU the means must fit registers, and unnormalised ones the range of the dtype."""
-    if not on_gpu(queries):
-        return True
-    most = {torch.bfloat16: 256, torch.float32: 64}.get(queries.dtype, 0)
-    return queries.shape[1] <= most
+    return not on_gpu(queries) or (queries.dtype == torch.bfloat16 and queries.shape[1] <= 256)
 
 
 def _exponentials_fit(queries: Tensor, keys: Tensor | None) -> bool:
@@ -86,8 +83,8 @@ def sum_elements(arguments: Arguments) -> int:
 
 
 def padded_features(dim: int) -> int:
-    """Features of a row that a GPU reads 16 bytes at a time."""
-    return _round_up(dim, CACHE_HEADER)
+    """Features of a row as a GPU's tiles have them: none of them is ragged."""
+    return max(16, 1 << (dim - 1).bit_length()) if dim <= 256 else _round_up(dim, 64)
 
 
 def exponential_stride(num_keys: int) -> int:

@@ -141,7 +141,7 @@ def similarity_logsumexp_bwd_kernel(
         block, split = tl.program_id(0) % owner_blocks, tl.program_id(0) // owner_blocks
         rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
         features = tl.arange(0, BLOCK_D)
-        owner_tile = load_rows(owners, rows, features, num_owners, dim, owner_stride)
+        owner_tile = load_rows(owners, rows, features, num_owners, owner_stride)
         common = 0.0
         if COMMON and not CACHED:
             common = common_shift(header, scale, ROW_SCALE)
@@ -164,7 +164,7 @@ def similarity_logsumexp_bwd_kernel(
         last_j = tl.minimum((split + 1) * split_blocks, tl.cdiv(num_others, BLOCK_N))
         for j in range(split * split_blocks, last_j):
             columns = j * BLOCK_N + tl.arange(0, BLOCK_N)
-            other_tile = load_rows(others, columns, features, num_others, dim, other_stride)
+            other_tile = load_rows(others, columns, features, num_others, other_stride)
             other_weight, other_shift = 0.0, 0.0
             if OTHER_SUMS:
                 other_weight, other_shift = _side(
@@ -202,7 +202,7 @@ def similarity_logsumexp_bwd_kernel(
                 g = g * query_scale[None, :]
             acc = product(g.to(other_tile.dtype), other_tile, acc, PRECISION)
         row_part = split.to(tl.int64) * num_owners + rows
-        inside = (rows < num_owners)[:, None] & (features < dim)[None, :]
+        inside = (rows < num_owners)[:, None]
         tl.store(parts + row_part[:, None] * dim + features[None, :], acc, mask=inside)
         if NEED_BIAS:
             tl.store(bias_parts + row_part, bias_acc, mask=rows < num_owners)
@@ -330,11 +330,11 @@ def similarity_logsumexp_finish_kernel(
         factor = factor * tl.load(scale)
     for first in range(0, dim, BLOCK_D):
         features = first + tl.arange(0, BLOCK_D)
-        inside = (index < length)[:, None] & (features < dim)[None, :]
+        inside = (index < length)[:, None]
         at = index.to(tl.int64)[:, None] * dim + features[None, :]
         total = add_parts(parts, 0, num_parts, tl.cast(length, tl.int64) * dim, at, inside)
         if DOTS:
-            row = load_rows(rows, index, features, length, dim, row_stride)
+            row = load_rows(rows, index, features, length, row_stride)
             dot += tl.sum(row.to(tl.float32) * total, 1)
         if GRADIENT:
             value = total * factor

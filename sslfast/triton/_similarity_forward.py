@@ -41,7 +41,7 @@ def _atomic_largest(word, values):
 def _squares(matrix, rows, num_rows, dim, stride, BLOCK_D: tl.constexpr):
     total = tl.zeros_like(rows).to(tl.float32)
     for first in range(0, dim, BLOCK_D):
-        tile = load_rows(matrix, rows, first + tl.arange(0, BLOCK_D), num_rows, dim, stride)
+        tile = load_rows(matrix, rows, first + tl.arange(0, BLOCK_D), num_rows, stride)
         tile = tile.to(tl.float32)
         total += tl.sum(tile * tile, 1)
     return total
@@ -154,7 +154,7 @@ def similarity_logsumexp_fwd_kernel(
         if ROW_SCALE:
             factor = factor[:, None]
         if RESIDENT:
-            query_tile = load_rows(queries, rows, features, num_rows, dim, query_stride)
+            query_tile = load_rows(queries, rows, features, num_rows, query_stride)
         else:
             query_tile = 0
         if HAS_IDS:
@@ -189,7 +189,7 @@ def similarity_logsumexp_fwd_kernel(
                 before = tl.load(part, mask=(columns < num_keys) & (i > first_i), other=0.0)
                 tl.store(part, before + col_sum, mask=columns < num_keys)
             if MEANS:
-                key_tile = load_rows(keys, columns, features, num_keys, dim, key_stride)
+                key_tile = load_rows(keys, columns, features, num_keys, key_stride)
                 weights = e.to(key_tile.dtype)
                 mean_acc = product(weights, key_tile, mean_acc, PRECISION)
             if KEEP:
@@ -204,7 +204,7 @@ def similarity_logsumexp_fwd_kernel(
         row_part = split.to(tl.int64) * num_rows + rows
         tl.store(row_parts + row_part, row_acc, mask=rows < num_rows)
         if MEANS:
-            inside = (rows < num_rows)[:, None] & (features < dim)[None, :]
+            inside = (rows < num_rows)[:, None]
             tl.store(
                 mean_parts + row_part[:, None] * dim + features[None, :], mean_acc, mask=inside
             )
@@ -256,7 +256,7 @@ def similarity_logsumexp_sum_kernel(
     if MEANS:
         features = tl.arange(0, BLOCK_D)[None, :]
         at = index.to(tl.int64)[:, None] * dim + features
-        inside = inside[:, None] & (features < dim)
+        inside = inside[:, None]
         mean = add_parts(
             mean_parts, group * 0, num_parts, tl.cast(length, tl.int64) * dim, at, inside
         )
@@ -300,7 +300,7 @@ def similarity_logsumexp_redo_kernel(
         if ROW_SCALE:
             factor = factor[:, None]
         if RESIDENT:
-            owner_tile = load_rows(owners, rows, features, num_owners, dim, owner_stride)
+            owner_tile = load_rows(owners, rows, features, num_owners, owner_stride)
         else:
             owner_tile = 0
         if HAS_IDS:
@@ -327,7 +327,7 @@ def similarity_logsumexp_redo_kernel(
             rescale = tl.exp2(largest - shift)
             total = total * rescale + tl.sum(e, 1)
             if MEANS:
-                other_tile = load_rows(others, columns, features, num_others, dim, other_stride)
+                other_tile = load_rows(others, columns, features, num_others, other_stride)
                 mean_acc = mean_acc * rescale[:, None]
                 weights = e.to(other_tile.dtype)
                 mean_acc = product(weights, other_tile, mean_acc, PRECISION)
@@ -339,7 +339,7 @@ def similarity_logsumexp_redo_kernel(
         redo = tiny & (rows < num_owners)
         _store_sum(lse, shifts, totals, rows, redo, shift, total)
         if MEANS:
-            inside = redo[:, None] & (features < dim)[None, :]
+            inside = redo[:, None]
             at = rows.to(tl.int64)[:, None] * dim + features[None, :]
             divisor = tl.where(empty, 1.0, total)
             tl.store(means + at, mean_acc / divisor[:, None], mask=inside)

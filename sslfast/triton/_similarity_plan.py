@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,10 @@ CHUNK_ROWS = 4096  # of G at a time, where the library multiplies
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tile (m, n) over d features at a time; `resident`: all of them at once."""
+    """Tile (m, n) over d features at a time; `resident`: all of them at once.
+
+    Rows are padded to a multiple of d (`cost.padded_features`).
+    """
 
     m: int
     n: int
@@ -36,11 +39,6 @@ def cdiv(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def padded(dim: int) -> int:
-    """Features that a tile is padded to: a power of two that the matrix units take."""
-    return max(16, 1 << (dim - 1).bit_length())
-
-
 def precision(dtype: torch.dtype, target: Target) -> str:
     """How float32 operands multiply, after `torch.get_float32_matmul_precision`."""
     if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
@@ -57,22 +55,35 @@ def fused_features(dtype: torch.dtype, target: Target) -> int:
 
 def sum_blocks(target: Target, dtype: torch.dtype, dim: int, resident: bool = True) -> Blocks:
     """Tiles for the sums: square, since the symmetric form needs them square."""
-    d = padded(dim)
+    d = min(dim, 256)
     if dtype.itemsize == 2:
         if target.is_amd:
             return Blocks(128, 128, min(d, 64), 8, 2, resident and d <= 64)
         if d <= 128 and resident:
             return Blocks(128, 128, d, 8, 3)
         return Blocks(128, 128, min(d, 64), 8, 4 if target.shared > 200_000 else 3, False)
+    if precision(dtype, target) == "tf32x3" and target.arch == "sm_80":
+        return Blocks(64, 64, min(d, 16), 4, 2, False)
     if d <= 64 and resident and not target.is_amd:
         return Blocks(64, 64, d, 4, 2)
-    narrow = precision(dtype, target) == "tf32x3" and target.arch == "sm_80"
-    return Blocks(64, 64, min(d, 16 if narrow else 32), 4, 2, False)
+    return Blocks(64, 64, min(d, 32), 4, 2, False)
+
+
+def crowded(blocks: Blocks, target: Target) -> Blocks:
+    """Where ids (64 bits) and biases stand beside the tile, which then may be oblong."""
+    if target.is_amd:
+        return replace(blocks, m=64, n=blocks.n // 2, num_warps=4)
+    return replace(blocks, n=64)
+
+
+def redo_blocks(blocks: Blocks) -> Blocks:
+    """For what is rarely more than a look: small."""
+    return replace(blocks, m=min(blocks.m, 64), n=32, num_warps=4, num_stages=1)
 
 
 def gradient_blocks(target: Target, dtype: torch.dtype, dim: int) -> Blocks:
     """Tiles beside rows that keep their gradient, or their mean of the keys, in registers."""
-    d = padded(dim)
+    d = dim
     if dtype.itemsize == 2:
         if target.is_amd:
             return Blocks(64, 64 if d <= 128 else 32, d, 4, 1)
@@ -81,6 +92,8 @@ def gradient_blocks(target: Target, dtype: torch.dtype, dim: int) -> Blocks:
         return Blocks(128, 64, d, 8, 2)
     if target.is_amd:
         return Blocks(32, 32, d, 4, 1)
+    if precision(dtype, target) == "tf32x3" and target.arch == "sm_80":
+        return Blocks(32, 32, d, 4, 2)
     return Blocks(64, 32, d, 4, 2)
 
 

@@ -26,11 +26,10 @@ TINY = tl.constexpr(2.0**-102)
 
 
 @triton.jit
-def load_rows(matrix, rows, features, num_rows, dim, stride):
-    """(BLOCK, BLOCK_D) of a matrix, 0 beyond its edges."""
-    inside = (rows < num_rows)[:, None] & (features < dim)[None, :]
+def load_rows(matrix, rows, features, num_rows, stride):
+    """(BLOCK, BLOCK_D) of a matrix, 0 beyond its last row."""
     offsets = rows.to(tl.int64)[:, None] * stride + features[None, :]
-    return tl.load(matrix + offsets, mask=inside, other=0.0)
+    return tl.load(matrix + offsets, mask=(rows < num_rows)[:, None], other=0.0)
 
 
 # The interpreter of Triton 3.6 multiplies the bits of bfloat16 as integers.
@@ -68,13 +67,13 @@ def similarities(
     features = tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if RESIDENT:
-        other_tile = load_rows(others, other_rows, features, num_others, dim, other_stride)
+        other_tile = load_rows(others, other_rows, features, num_others, other_stride)
         acc = product(owner_tile, other_tile.T, acc, PRECISION)
     else:
         for first in range(0, dim, BLOCK_D):
             columns = first + features
-            a = load_rows(owner, owner_rows, columns, num_owners, dim, owner_stride)
-            b = load_rows(others, other_rows, columns, num_others, dim, other_stride)
+            a = load_rows(owner, owner_rows, columns, num_owners, owner_stride)
+            b = load_rows(others, other_rows, columns, num_others, other_stride)
             acc = product(a, b.T, acc, PRECISION)
     return acc
 

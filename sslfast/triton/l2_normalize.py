@@ -37,6 +37,18 @@ def _store(pointers, rows, features, num_rows, dim, values):
 
 
 @triton.jit
+def _root(square):
+    """Rounded once; `tl.sqrt` is an approximation in float32."""
+    return tl.sqrt(square) if square.dtype == tl.float64 else tl.sqrt_rn(square)
+
+
+@triton.jit
+def _quotient(values, divisor):
+    """Rounded once, like `_root`: the difference of two close rows keeps few of their digits."""
+    return values / divisor if values.dtype == tl.float64 else tl.div_rn(values, divisor)
+
+
+@triton.jit
 def l2_normalize_fwd_kernel(
     embeddings,  # (N, D), rows a stride apart
     normalized,  # (N, D)
@@ -63,22 +75,22 @@ def l2_normalize_fwd_kernel(
             part = _load(x, rows, first + block, num_rows, dim, ACC)
             square_acc += part * part
         square = tl.sum(square_acc, 1)
-    length = tl.sqrt(square)
+    length = _root(square)
     tl.store(norm + rows, length, mask=rows < num_rows)
     least = tl.full((ROWS,), eps, ACC)
-    inverse = (1.0 / tl.where(length < least, least, length))[:, None]  # NaN stays NaN
+    divisor = tl.where(length < least, least, length)[:, None]  # NaN stays NaN
     if ONE_BLOCK:
-        _store(y, rows, block, num_rows, dim, tile * inverse)
+        _store(y, rows, block, num_rows, dim, _quotient(tile, divisor))
     else:
         for first in range(0, dim, BLOCK_D):
             part = _load(x, rows, first + block, num_rows, dim, ACC)
-            _store(y, rows, first + block, num_rows, dim, part * inverse)
+            _store(y, rows, first + block, num_rows, dim, _quotient(part, divisor))
 
 
 @triton.jit
-def _gradient(dy, x, inverse, radial, below, LARGEST: tl.constexpr):
-    """(dy - y <y, dy>) / divisor; a row below eps saturates at LARGEST where that is not 0."""
-    dx = (dy - x * inverse * radial) * inverse
+def _gradient(dy, y, product, below, divisor, LARGEST: tl.constexpr):
+    """(dy - y <y, dy>) / divisor, below eps dy / eps, saturated at LARGEST if that is not 0."""
+    dx = _quotient(tl.where(below, dy, dy - y * product), divisor)
     if LARGEST > 0:
         saturated = tl.where(dx > LARGEST, LARGEST, tl.where(dx < -LARGEST, -LARGEST, dx))
         dx = tl.where(below, saturated, dx)
@@ -109,28 +121,29 @@ def l2_normalize_bwd_kernel(
     dx = dembeddings + rows[:, None] * dim
     length = tl.load(norm + rows, mask=rows < num_rows, other=1.0)  # (ROWS,)
     least = tl.full((ROWS,), eps, ACC)
-    inverse = (1.0 / tl.where(length < least, least, length))[:, None]  # (ROWS, 1)
-    below = (length < least)[:, None]
+    below = (length < least)[:, None]  # (ROWS, 1)
+    divisor = tl.where(below, least[:, None], length[:, None])
+    inverse = 1.0 / divisor
     if ONE_BLOCK:
         dy_tile = _load(dy, rows, block, num_rows, dim, ACC)  # (ROWS, BLOCK_D)
-        x_tile = _load(x, rows, block, num_rows, dim, ACC)
-        product = tl.sum(x_tile * inverse * dy_tile, 1)  # (ROWS,)
+        y_tile = _load(x, rows, block, num_rows, dim, ACC) * inverse
+        product = tl.sum(y_tile * dy_tile, 1)  # (ROWS,)
     else:
         product_acc = tl.zeros((ROWS, BLOCK_D), ACC)
         for first in range(0, dim, BLOCK_D):
             dy_part = _load(dy, rows, first + block, num_rows, dim, ACC)
-            x_part = _load(x, rows, first + block, num_rows, dim, ACC)
-            product_acc += x_part * inverse * dy_part
+            y_part = _load(x, rows, first + block, num_rows, dim, ACC) * inverse
+            product_acc += y_part * dy_part
         product = tl.sum(product_acc, 1)
-    radial = tl.where(below, 0.0, product[:, None])  # (ROWS, 1)
+    product = product[:, None]  # (ROWS, 1)
     if ONE_BLOCK:
-        tile = _gradient(dy_tile, x_tile, inverse, radial, below, LARGEST)
+        tile = _gradient(dy_tile, y_tile, product, below, divisor, LARGEST)
         _store(dx, rows, block, num_rows, dim, tile)
     else:
         for first in range(0, dim, BLOCK_D):
             dy_part = _load(dy, rows, first + block, num_rows, dim, ACC)
-            x_part = _load(x, rows, first + block, num_rows, dim, ACC)
-            part = _gradient(dy_part, x_part, inverse, radial, below, LARGEST)
+            y_part = _load(x, rows, first + block, num_rows, dim, ACC) * inverse
+            part = _gradient(dy_part, y_part, product, below, divisor, LARGEST)
             _store(dx, rows, first + block, num_rows, dim, part)
 
 
@@ -140,7 +153,7 @@ def forward(embeddings: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     normalized = embeddings.new_empty(embeddings.shape)  # (..., D)
     norm = x.new_empty(embeddings.shape[:-1], dtype=accumulator(x.dtype))  # (...)
     grid, options = _tiles(num_rows, dim, x.dtype)
-    arguments = (x, normalized, norm, num_rows, dim, x.stride(0), _least_divisor(eps, x.dtype))
+    arguments = (x, normalized, norm, num_rows, dim, x.stride(0), eps)
     launch(l2_normalize_fwd_kernel, grid, *arguments, **options)
     return normalized, norm
 
@@ -155,8 +168,7 @@ def backward(dnormalized: Tensor, embeddings: Tensor, norm: Tensor, eps: float) 
     launch(
         l2_normalize_bwd_kernel,
         grid,
-        *(dy, x, norm.contiguous(), dembeddings, num_rows, dim, dy.stride(0), x.stride(0)),
-        _least_divisor(eps, x.dtype),
+        *(dy, x, norm.contiguous(), dembeddings, num_rows, dim, dy.stride(0), x.stride(0), eps),
         LARGEST=largest,
         **options,
     )
@@ -167,11 +179,6 @@ def _rows(tensor: Tensor) -> Tensor:
     """(..., D) -> (N, D) with neighbouring features; copied only where they are not."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
-
-
-def _least_divisor(eps: float, dtype: torch.dtype) -> float:
-    """eps, or the least number with a finite reciprocal: rows are multiplied by it."""
-    return max(eps, torch.finfo(accumulator(dtype)).tiny)
 
 
 def _tiles(num_rows: int, dim: int, dtype: torch.dtype) -> tuple[tuple[int], dict[str, Any]]:

@@ -6,7 +6,7 @@ log 2), then the means of the keys or the exponentials where they are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -188,7 +188,7 @@ def _bound(p: Problem) -> None:
         ROW_SCALE=p.row_scale,
         HAS_BIAS=p.bias is not None,
         BLOCK=block,
-        BLOCK_D=min(64, plan.padded(dim)),
+        BLOCK_D=min(64, dim),
     )
 
 
@@ -204,13 +204,10 @@ class _Parts:
 
 
 def _sum_blocks(p: Problem, dim: int, means: Tensor | None) -> plan.Blocks:
-    dtype = p.queries.dtype
-    if means is not None:
-        return plan.gradient_blocks(p.target, dtype, dim)
-    blocks = plan.sum_blocks(p.target, dtype, dim)
-    # Ids (64 bits) and biases of 128 keys beside the tile are more than the registers hold.
+    choose = plan.sum_blocks if means is None else plan.gradient_blocks
+    blocks = choose(p.target, p.queries.dtype, dim)
     crowded = p.bias is not None and p.query_ids is not None
-    return replace(blocks, n=64) if crowded else blocks
+    return plan.crowded(blocks, p.target) if crowded else blocks
 
 
 def _sum_tiles(p: Problem) -> _Parts:
@@ -303,7 +300,7 @@ def _redo(p: Problem, rows: Tensor, cols: Tensor) -> None:
         sides.append((keys, queries, key_ids, query_ids, cols, p.cols, None))
     for owners, others, owner_ids, other_ids, lse, side, means in sides:
         dim = owners.shape[1]
-        blocks = _sum_blocks(p, dim, means)
+        blocks = plan.redo_blocks(_sum_blocks(p, dim, means))
         launch(
             kernels_forward.similarity_logsumexp_redo_kernel,
             (plan.cdiv(len(owners), blocks.m),),
@@ -501,7 +498,7 @@ def _finish(
         DOTS=dots is not None,
         GRADIENT=gradient is not None,
         BLOCK=block,
-        BLOCK_D=min(64, plan.padded(dim)),
+        BLOCK_D=min(64, dim),
     )
 
 
