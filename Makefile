@@ -48,12 +48,12 @@ test: lint  ## all that CI runs; ARGS go to the first pytest
 	SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(ARGS)
 	$(INTERPRETED)
 
-# The Triton kernels on CPU tensors: every primitive and loss that has them, all dtypes and
-# samples, values, gradients, memory layout, repetition, schemas and compiled graphs. Not finite
-# differences, which are thousands of slow calls for what the gradients in float64 say already,
-# and not memory or processes, which would be the interpreter's.
-INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest \
-	-k 'triton and not gradcheck' $(wildcard tests/test_ops_*.py) tests/test_losses.py
+# The Triton kernels on CPU tensors, in a process of its own: every primitive and loss, dtype and
+# sample; values, gradients, memory layout, repetition, schemas, shapes that hypothesis draws. Not
+# what is marked `uninterpreted` (finite differences, large samples but for the values of the
+# primitives, what torch.compile makes of it), and not memory, which would be the interpreter's.
+INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -k triton \
+	-m 'not uninterpreted' $(wildcard tests/test_ops_*.py tests/test_triton_*.py) tests/test_losses.py
 
 test-triton: install  ## the Triton kernels in Triton's interpreter, a part of test
 	$(INTERPRETED)

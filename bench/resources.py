@@ -115,6 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(TARGETS),
         help="chip to compile for; may be repeated (default: all)",
     )
+    parser.add_argument(
+        "--backend",
+        action="append",
+        choices=SOURCES,
+        help="likewise, of the kernels (default: all)",
+    )
     parser.add_argument("--write", action="store_true", help="keep the rows in the table")
     parser.add_argument(
         "--check", action="store_true", help="compare with the table; 1 where they differ"
@@ -139,60 +145,77 @@ def run(args: argparse.Namespace) -> int:
     """Compile, print and keep or compare; 0, or 1 where a kernel breaks a limit or the table."""
     from sslfast.bench.report import console
 
-    primitives = select(args.primitives)
-    archs = tuple(args.arch or TARGETS)
+    part = Part(tuple(args.primitives), tuple(args.arch or ()), tuple(args.backend or ()))
     to = console()
     with to.status("compiling"):
-        fresh = compiled(primitives, archs, args.jobs)
+        fresh = compiled(part, args.jobs)
     for shown in tables(fresh):
         to.print(shown)
     failures = [failure for row in fresh for failure in row.failures]
     path = args.output / "resources.csv"
+    kept = read(path)
     if args.check:
-        differing, skipped = compare(fresh, within(read(path), primitives, archs))
+        differing, skipped = compare(fresh, [row for row in kept if part.covers(row)])
         failures += differing
         for reason in skipped:
             to.print(f"not compared: {reason}", style="yellow")
     if args.write:
-        write(path, merged(read(path), fresh, primitives, archs))
+        write(path, ordered([*(row for row in kept if not part.covers(row)), *fresh]))
         to.print(f"kept in {path}")
     for failure in failures:
         to.print(failure, style="red")
     return int(bool(failures))
 
 
-def select(names: Sequence[str]) -> list[Primitive]:
-    """The primitives of these names, or every one that a source compiles.
+@dataclass(frozen=True)
+class Part:
+    """The rows of these primitives, archs and backends; of all where none is named."""
 
-    Raises:
-        ValueError: no such primitive, or no source compiles it.
-    """
-    known = [p for p in PRIMITIVES.values() if any(name in p.implementations for name in SOURCES)]
-    unknown = set(names) - {each.name for each in known}
-    if unknown:
-        raise ValueError(
-            f"primitive must be one of {[each.name for each in known]}, got {sorted(unknown)}"
+    primitives: tuple[str, ...] = ()
+    archs: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+
+    def covers(self, row: Row) -> bool:
+        return (
+            row.primitive in (self.primitives or (row.primitive,))
+            and row.arch in (self.archs or (row.arch,))
+            and row.backend in (self.backends or (row.backend,))
         )
-    return [each for each in known if not names or each.name in names]
 
 
-def compiled(primitives: Sequence[Primitive], archs: Sequence[str], jobs: int) -> list[Row]:
-    """The rows of every source, in the order of the table.
+def compiled(part: Part, jobs: int) -> list[Row]:
+    """The rows of a part of the table, in its order.
 
     Raises:
-        ValueError: a source cannot compile here.
+        ValueError: no source has one of the primitives, or a source cannot compile here.
     """
     rows: list[Row] = []
-    for name in SOURCES:
-        source = import_module(f"sslfast.bench.resources_{name}")
+    for backend, primitives in _wanted(part).items():
+        source = import_module(f"sslfast.bench.resources_{backend}")
         reason = source.missing()
         if reason is not None:
-            raise ValueError(f"{name} cannot compile: {reason}")
-        wanted = [each for each in primitives if name in each.implementations]
-        rows += source.rows(wanted, archs, jobs)
+            raise ValueError(f"{backend} cannot compile: {reason}")
+        rows += source.rows(primitives, part.archs or tuple(TARGETS), jobs)
     twice = [key for key, count in Counter(row.key for row in rows).items() if count > 1]
     assert not twice, f"more than one row is {twice[0]}"
     return ordered(rows)
+
+
+def _wanted(part: Part) -> dict[str, list[Primitive]]:
+    """The primitives that each source has to compile."""
+    known = {
+        backend: [each for each in PRIMITIVES.values() if backend in each.implementations]
+        for backend in part.backends or SOURCES
+    }
+    names = {each.name for primitives in known.values() for each in primitives}
+    unknown = sorted(set(part.primitives) - names)
+    if unknown:
+        raise ValueError(f"primitive must be one of {sorted(names)}, got {unknown}")
+    chosen = {
+        backend: [p for p in primitives if p.name in (part.primitives or names)]
+        for backend, primitives in known.items()
+    }
+    return {backend: primitives for backend, primitives in chosen.items() if primitives}
 
 
 def ordered(rows: Iterable[Row]) -> list[Row]:
@@ -201,19 +224,6 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
         rows,
         key=lambda row: (row.backend, row.primitive, archs[row.arch], row.kernel, row.key),
     )
-
-
-def within(rows: Iterable[Row], primitives: Sequence[Primitive], archs: Sequence[str]) -> list[Row]:
-    names = {each.name for each in primitives}
-    return [row for row in rows if row.primitive in names and row.arch in archs]
-
-
-def merged(
-    kept: Sequence[Row], fresh: Sequence[Row], primitives: Sequence[Primitive], archs: Sequence[str]
-) -> list[Row]:
-    """The table with its rows of these primitives and archs replaced."""
-    replaced = set(within(kept, primitives, archs))
-    return ordered([*(row for row in kept if row not in replaced), *fresh])
 
 
 def compare(fresh: Sequence[Row], kept: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -111,6 +111,7 @@ def test_fake_tensors_have_the_real_dtypes(
             )
 
 
+@pytest.mark.uninterpreted
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", sorted(PRIMITIVES))
 def test_fullgraph(name: str, dynamic: bool, cpu_backend: str, generator: torch.Generator) -> None:

@@ -13,7 +13,9 @@ from sslfast._backends import INTERPRETED
 from sslfast.triton import _launch
 from sslfast.triton._launch import TARGETS, Launch, Target, launch, recording, target
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 runs the kernels")
 META = torch.empty(4, 3, device="meta")
 
 
@@ -90,16 +92,52 @@ def test_a_device_is_what_triton_says_it_is(
     assert expected.is_amd == (chip.backend == "hip")
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 runs kernels on CPU tensors")
-def test_the_interpreter_takes_warps_and_stages() -> None:
-    import triton
-    import triton.language as tl
-
+@interpreted
+def test_the_interpreter_takes_stages_and_run_time_bounds() -> None:
     @triton.jit
     def double(values, size, BLOCK: tl.constexpr):  # noqa: N803
-        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        tl.store(values + at, 2 * tl.load(values + at, mask=at < size), mask=at < size)
+        for first in range(0, size, BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            tl.store(values + at, 2 * tl.load(values + at, mask=at < size), mask=at < size)
 
     values = torch.arange(7.0)
-    launch(double, (2,), values, 7, num_warps=8, num_stages=3, BLOCK=4)
+    launch(double, (1,), values, 7, num_warps=8, num_stages=3, BLOCK=4)
     torch.testing.assert_close(values, 2 * torch.arange(7.0))
+
+
+@interpreted
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+def test_the_interpreter_rounds_to_bfloat16(wide: torch.dtype, generator: torch.Generator) -> None:
+    """To the nearest, ties to even, as torch does, from NaN to the smallest numbers; and back."""
+
+    @triton.jit
+    def rounded(values, narrow, again, BLOCK: tl.constexpr):  # noqa: N803
+        at = tl.arange(0, BLOCK)
+        half = tl.load(values + at).to(tl.bfloat16)
+        tl.store(narrow + at, half)
+        tl.store(again + at, half.to(again.dtype.element_ty))
+
+    special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, -1e-45, 3.4e38, 1.00390625]
+    ties = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8])
+    values = torch.randn(512, generator=generator) * 10 ** torch.linspace(-40, 38, 512)
+    values[: len(special)], values[-3:] = torch.tensor(special), ties
+    narrow, again = torch.empty(512, dtype=torch.bfloat16), torch.empty(512, dtype=wide)
+    launch(rounded, (1,), values.to(wide), narrow, again, BLOCK=512)
+    expected = values.bfloat16()
+    torch.testing.assert_close(narrow, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(again, expected.to(wide), rtol=0, atol=0, equal_nan=True)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_interpreter_multiplies(dtype: torch.dtype, generator: torch.Generator) -> None:
+    @triton.jit
+    def product(left, right, out, BLOCK: tl.constexpr):  # noqa: N803
+        row, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+        at = row * BLOCK + column
+        tl.store(out + at, tl.dot(tl.load(left + at), tl.load(right + at)))
+
+    left, right = (torch.randn(16, 16, generator=generator).to(dtype) for _ in range(2))
+    out = torch.empty(16, 16)
+    launch(product, (1,), left, right, out, BLOCK=16)
+    torch.testing.assert_close(out, left.float() @ right.float())

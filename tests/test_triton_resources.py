@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from sslfast import cli
 from sslfast._backends import INTERPRETED
 from sslfast._registry import PRIMITIVES
 from sslfast.bench import resources, resources_triton
-from sslfast.bench.resources import Row
+from sslfast.bench.resources import Part, Row
 from sslfast.triton._launch import TARGETS, recording
 
 pytest.importorskip("triton")
@@ -43,7 +42,7 @@ ROW = Row(
 @pytest.fixture(scope="module")
 def compiled() -> list[Row]:
     """Every kernel of every primitive for every chip."""
-    return resources.compiled(resources.select(()), tuple(TARGETS), len(os.sched_getaffinity(0)))
+    return resources.compiled(Part(), len(os.sched_getaffinity(0)))
 
 
 def test_every_kernel_fits_its_chip(compiled: list[Row]) -> None:
@@ -136,15 +135,22 @@ def test_a_file_keeps_the_rows(tmp_path: Path) -> None:
     assert resources.read(path) == rows
 
 
-def test_writing_a_part_keeps_the_rest() -> None:
-    other_arch = replace(ROW, arch="sm_90")
-    other_primitive = replace(ROW, primitive="another")
+def test_writing_a_part_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [
+        replace(ROW, arch="sm_90"),
+        replace(ROW, primitive="another"),
+        replace(ROW, backend="cuda"),
+    ]
     fresh = replace(ROW, registers=41)
-    merged = resources.merged(
-        [ROW, other_arch, other_primitive], [fresh], [PRIMITIVES["l2_normalize"]], ["gfx942"]
-    )
-    assert set(merged) == {fresh, other_arch, other_primitive}
-    assert merged == resources.ordered(reversed(merged))
+    monkeypatch.setattr(resources, "compiled", lambda part, jobs: [fresh])
+    command = ["resources", "--write", "--output", str(tmp_path)]
+    path = tmp_path / "resources.csv"
+    resources.write(path, [ROW, *others])
+    part = ["l2_normalize", "--arch", "gfx942", "--backend", "triton"]
+    assert cli.main([*command, *part]) == 0
+    assert resources.read(path) == resources.ordered([*others, fresh])
+    assert cli.main(command) == 0
+    assert resources.read(path) == [fresh]
 
 
 @pytest.mark.parametrize(
@@ -178,8 +184,8 @@ def test_command(
     """Written, checked, and 1 where a number has changed or a limit is broken."""
     found = [ROW]
 
-    def compiled(primitives: Any, archs: Any, jobs: int) -> list[Row]:
-        assert ([each.name for each in primitives], archs) == (["l2_normalize"], ("gfx942",))
+    def compiled(part: Part, jobs: int) -> list[Row]:
+        assert part == Part(("l2_normalize",), ("gfx942",))
         return found
 
     monkeypatch.setattr(resources, "compiled", compiled)
@@ -193,5 +199,8 @@ def test_command(
     found[0] = replace(ROW, spills=4)
     assert cli.main(command) == 1
     assert "4 spilled" in capsys.readouterr().out
+
+
+def test_unknown_primitives_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["resources", "no_such_primitive"]) == cli.BAD_INPUT
     assert "no_such_primitive" in capsys.readouterr().err
