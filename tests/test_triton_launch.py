@@ -106,6 +106,20 @@ def test_the_interpreter_takes_stages_and_run_time_bounds() -> None:
 
 
 @interpreted
+def test_the_interpreter_takes_conditions_of_scalars_in_masks() -> None:
+    @triton.jit
+    def head(values, out, size, first, BLOCK: tl.constexpr):  # noqa: N803
+        at = tl.arange(0, BLOCK)
+        for step in range(first, first + 2):
+            some = tl.load(values + at, mask=(at < size) & (step > first), other=5.0)
+            tl.store(out + BLOCK * (step - first) + at, some)
+
+    values, out = torch.arange(4.0), torch.empty(8)
+    launch(head, (1,), values, out, 3, 7, BLOCK=4)
+    assert out.tolist() == [5, 5, 5, 5, 0, 1, 2, 5]
+
+
+@interpreted
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
 def test_the_interpreter_rounds_to_bfloat16(wide: torch.dtype, generator: torch.Generator) -> None:
     """To the nearest, ties to even, as torch does, from NaN to the smallest numbers; and back."""

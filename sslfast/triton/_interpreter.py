@@ -1,8 +1,9 @@
-"""Triton's interpreter, with three of its defects repaired.
+"""Triton's interpreter, with some of its defects repaired.
 
 It runs kernels on CPU tensors in NumPy, which has no bfloat16: up to Triton 3.9 it stores the bits
 as uint16, rounds float32 to them towards zero, and multiplies such matrices as integers. Up to
-3.8 it also reads a scalar, an array of one element, in a way that NumPy 2.4 refuses.
+3.8 it also reads a scalar, an array of one element, in a way that NumPy 2.4 refuses. A comparison
+of scalars becomes a block of integers, which 3.9 does not take as a mask.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from typing import Any
 
 @cache
 def repair() -> None:
-    """Round to bfloat16 as a GPU does, multiply it as numbers, take run-time bounds of loops."""
+    """Round to bfloat16 as a GPU does, multiply it as numbers; scalars as bounds and masks."""
     import triton.language as tl
     from triton.runtime import interpreter
 
     builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-    cast, dot, patch_tensor = builder.cast_impl, builder.create_dot, interpreter._patch_lang_tensor
+    cast, dot, splat = builder.cast_impl, builder.create_dot, builder.create_splat
+    patch_tensor = interpreter._patch_lang_tensor
 
     def cast_impl(self: Any, source: Any, dtype: Any) -> Any:
         types = source.dtype.scalar, dtype.scalar
@@ -37,11 +39,21 @@ def repair() -> None:
         )
         return dot(self, *wide, *others)
 
+    def create_splat(self: Any, block: Any, scalar: Any) -> Any:
+        result = splat(self, block, scalar)
+        if scalar.data.dtype == bool:
+            result.data, result.dtype = result.data.astype(bool), tl.int1
+        return result
+
     def patch_lang_tensor(tensor: Any, scope: Any) -> None:
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
-    builder.cast_impl, builder.create_dot = cast_impl, create_dot
+    builder.cast_impl, builder.create_dot, builder.create_splat = (
+        cast_impl,
+        create_dot,
+        create_splat,
+    )
     interpreter._patch_lang_tensor = patch_lang_tensor
 
 
