@@ -25,7 +25,6 @@ from sslfast.triton._similarity_tiles import (
     load_offset,
     load_rows,
     load_vector,
-    product,
     similarities,
     weight_of,
 )
@@ -183,9 +182,12 @@ def similarity_logsumexp_bwd_kernel(
                 g = _weighted(e, weight, other_weight, OWNER_SUMS, OTHER_SUMS)
             else:
                 s = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-                x2 = product(owner_tile, other_tile.T, s, PRECISION) * factor
+                x2 = tl.dot(owner_tile, other_tile.T, s, input_precision=PRECISION) * factor
                 if OWN_KEYS:
-                    x2 += row_offset[:, None]
+                    # A key's own weight would meet the zeros beyond the last query, and half
+                    # precision may hold it as infinite.
+                    inside = (columns < num_others)[None, :]
+                    x2 = tl.where(inside, x2 + row_offset[:, None], float("-inf"))
                 else:
                     x2 += load_offset(bias, columns, num_others, HAS_BIAS)[None, :]
                 g = _gradient(
@@ -200,7 +202,7 @@ def similarity_logsumexp_bwd_kernel(
                 bias_acc += tl.sum(g, 1)
             if ROW_SCALE and OWN_KEYS:
                 g = g * query_scale[None, :]
-            acc = product(g.to(other_tile.dtype), other_tile, acc, PRECISION)
+            acc = tl.dot(g.to(other_tile.dtype), other_tile, acc, input_precision=PRECISION)
         row_part = split.to(tl.int64) * num_owners + rows
         inside = (rows < num_owners)[:, None]
         tl.store(parts + row_part[:, None] * dim + features[None, :], acc, mask=inside)

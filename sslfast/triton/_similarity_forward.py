@@ -25,7 +25,6 @@ from sslfast.triton._similarity_tiles import (
     load_rows,
     load_scale,
     load_vector,
-    product,
     similarities,
 )
 
@@ -191,7 +190,7 @@ def similarity_logsumexp_fwd_kernel(
             if MEANS:
                 key_tile = load_rows(keys, columns, features, num_keys, key_stride)
                 weights = e.to(key_tile.dtype)
-                mean_acc = product(weights, key_tile, mean_acc, PRECISION)
+                mean_acc = tl.dot(weights, key_tile, mean_acc, input_precision=PRECISION)
             if KEEP:
                 kept = e.to(exponentials.dtype.element_ty)
                 inside = (rows < num_rows)[:, None] & (columns < num_keys)[None, :]
@@ -330,7 +329,7 @@ def similarity_logsumexp_redo_kernel(
                 other_tile = load_rows(others, columns, features, num_others, other_stride)
                 mean_acc = mean_acc * rescale[:, None]
                 weights = e.to(other_tile.dtype)
-                mean_acc = product(weights, other_tile, mean_acc, PRECISION)
+                mean_acc = tl.dot(weights, other_tile, mean_acc, input_precision=PRECISION)
             largest = raised
         empty = largest == float("-inf")
         shift = tl.where(empty, 0.0, largest)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sslfast._backends import INTERPRETED
-
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -30,19 +28,6 @@ def load_rows(matrix, rows, features, num_rows, stride):
     """(BLOCK, BLOCK_D) of a matrix, 0 beyond its last row."""
     offsets = rows.to(tl.int64)[:, None] * stride + features[None, :]
     return tl.load(matrix + offsets, mask=(rows < num_rows)[:, None], other=0.0)
-
-
-# The interpreter of Triton 3.6 multiplies the bits of bfloat16 as integers.
-WIDEN = tl.constexpr(INTERPRETED)
-
-
-@triton.jit
-def product(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a b in float32."""
-    if WIDEN and a.dtype == tl.bfloat16:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -68,13 +53,13 @@ def similarities(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if RESIDENT:
         other_tile = load_rows(others, other_rows, features, num_others, other_stride)
-        acc = product(owner_tile, other_tile.T, acc, PRECISION)
+        acc = tl.dot(owner_tile, other_tile.T, acc, input_precision=PRECISION)
     else:
         for first in range(0, dim, BLOCK_D):
             columns = first + features
             a = load_rows(owner, owner_rows, columns, num_owners, owner_stride)
             b = load_rows(others, other_rows, columns, num_others, other_stride)
-            acc = product(a, b.T, acc, PRECISION)
+            acc = tl.dot(a, b.T, acc, input_precision=PRECISION)
     return acc
 
 
