@@ -169,11 +169,13 @@ def test_second_derivative_raises(case: Case, generator: torch.Generator) -> Non
         gradient.sum().backward()
 
 
-@pytest.mark.uninterpreted
 def test_probabilities_of_a_row_sum_to_one(cpu_backend: str) -> None:
-    """The saved sum is rounded to float32, 2e-6 here, which would scale the row's gradient."""
+    """The saved sum is rounded to float32, 2e-6 here, which would scale the row's gradient.
+
+    Triton's kernels keep the sum itself, added up in float32, the CPU's in float64.
+    """
     worst = 0.0
-    for seed in range(20):
+    for seed in range(4 if cpu_backend == "triton" else 20):
         generator = torch.Generator().manual_seed(seed)
         queries = 3 * torch.randn(1, 16, generator=generator)
         keys = torch.randn(5000, 16, generator=generator)
@@ -182,7 +184,7 @@ def test_probabilities_of_a_row_sum_to_one(cpu_backend: str) -> None:
             sslfast.similarity_logsumexp(queries, keys, bias=bias).sum(), bias
         )
         worst = max(worst, abs(float(dbias.double().sum()) - 1))
-    assert worst < (4e-6 if cpu_backend == "reference" else 1.5e-7)
+    assert worst < {"reference": 4e-6, "triton": 4e-7}.get(cpu_backend, 1.5e-7)
 
 
 @pytest.mark.uninterpreted
