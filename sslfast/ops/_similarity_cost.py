@@ -50,6 +50,8 @@ def _means_fit(queries: Tensor) -> bool:
 
 
 def _exponentials_fit(queries: Tensor, keys: Tensor | None) -> bool:
+    if on_gpu(queries) and queries.dtype == torch.float64:
+        return False  # the reference runs it, which keeps none
     least = GPU_CACHE_MIN_FEATURES if on_gpu(queries) else CACHE_MIN_FEATURES
     size = _exponentials(queries, keys) * accumulator(queries.dtype).itemsize
     return size <= cache_bytes(queries, keys) and queries.shape[1] >= least
