@@ -126,6 +126,7 @@ SAMPLES = (
     ),
     _symmetric("temperature_0.001", "extreme", 97, 64, scale=1000.0),
     _rectangular("temperature_0.001_columns", "extreme", 45, 33, 24, scale=1000.0, columns=True),
+    _rectangular("temperature_0.005_each", "extreme", 40, 30, 16, scale=200.0, per_query=True),
     _rectangular("temperature_0.001_bias", "extreme", 33, 50, 16, scale=1000.0, bias=50.0),
     _symmetric("unnormalised", "extreme", 60, 48, scale=1.0, rows=_large),
     _rectangular("unnormalised_columns", "extreme", 40, 56, 48, columns=True, rows=_large),

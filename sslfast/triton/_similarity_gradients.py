@@ -15,7 +15,9 @@ from sslfast.triton import _similarity_plan as plan
 from sslfast.triton._launch import launch
 from sslfast.triton._similarity_problem import Problem
 
-ALWAYS, UNLESS_REDONE, IF_REDONE = 0, 1, 2
+ALWAYS, UNLESS_REDONE, IF_REDONE = (
+    when.value for when in (kernels.ALWAYS, kernels.UNLESS_REDONE, kernels.IF_REDONE)
+)
 
 
 def from_means(drows: Tensor, arguments: Arguments, means: Tensor, needs: Needs) -> Gradients:
@@ -42,7 +44,8 @@ class _Incoming:
     unit: Tensor  # (1,), its inverse
 
     @staticmethod
-    def of(p: Problem, drows: Tensor, dcols: Tensor) -> _Incoming:
+    def of(p: Problem, drows: Tensor, dcols: Tensor, own_keys: bool = False) -> _Incoming:
+        """Where keys own the rows, G takes a scale of each query along."""
         dcols = drows if p.symmetric else dcols
         one = drows.new_ones(1)
         if p.queries.dtype != torch.float16:
@@ -51,6 +54,8 @@ class _Incoming:
         largest = drows.abs().amax()
         if p.columns:
             largest = largest.maximum(dcols.abs().amax())
+        if own_keys and p.row_scale:
+            largest = largest.maximum((drows * p.scale).abs().amax())
         exponent = (13 - largest.log2().ceil()).nan_to_num(0, 0, 0).clamp(-100, 100)
         power = exponent.exp2().reshape(1)
         return _Incoming(drows, dcols, power, power.reciprocal())
@@ -83,6 +88,7 @@ def _fused(p: Problem, incoming: _Incoming, needs: Needs) -> Gradients:
         parts, _ = _own(p, incoming, own_keys=False, need_bias=False)
         dqueries, dscale = _finish_queries(p, incoming, parts, needs)
     if not p.symmetric and (needs.keys or needs.bias):
+        incoming = _Incoming.of(p, incoming.drows, incoming.dcols, own_keys=True)
         parts, bias_parts = _own(p, incoming, own_keys=True, need_bias=needs.bias)
         if needs.keys:
             dkeys = p.keys.new_empty(p.keys.shape)
