@@ -88,7 +88,8 @@ def _without_cache(primitive: Primitive, arguments: tuple[Any, ...]) -> tuple[An
     """The unused end of a cache is not written, so two calls cannot be compared with one."""
     names = [each.name for each in primitive.forward_op._opoverload._schema.arguments]
     return tuple(
-        "nothing" if name == "keep" else value for name, value in zip(names, arguments, strict=True)
+        {"keep": "nothing", "cache_elements": 0}.get(name, value)
+        for name, value in zip(names, arguments, strict=True)
     )
 
 

@@ -148,7 +148,9 @@ def similarity_logsumexp(
         None if key_ids is None else key_ids.to(torch.int64),
         columns,
     )
-    rows, cols, _ = _forward(*arguments, cost.what_to_keep(arguments), _backends.forced())
+    keep = cost.what_to_keep(arguments)
+    room = cost.cache_elements(arguments, keep)
+    rows, cols, _ = _forward(*arguments, keep, room, _backends.forced())
     return (rows, cols) if columns else rows
 
 
@@ -161,10 +163,13 @@ _ARGUMENTS = (
 @torch.library.custom_op(
     "sslfast::similarity_logsumexp",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, str keep, str backend) -> (Tensor rows, Tensor cols, Tensor cache)",
+    # The size of the cache is part of the graph: compiled code on disk is found by its graph, and
+    # must not outlive a change of the layout.
+    schema=f"({_ARGUMENTS}, str keep, int cache_elements, str backend)"
+    " -> (Tensor rows, Tensor cols, Tensor cache)",
 )
 def _forward(*given: Any) -> Sums:
-    *fields, keep, backend = given
+    *fields, keep, _, backend = given
     arguments = Arguments(*fields)
     check_finite("scale", arguments.scale)
     if arguments.bias is not None:
@@ -176,13 +181,13 @@ def _forward(*given: Any) -> Sums:
 
 @_forward.register_fake
 def _(*given: Any) -> Sums:
-    *fields, keep, _backend = given
+    *fields, _keep, cache_elements, _backend = given
     arguments = Arguments(*fields)
     empty = arguments.scale.new_empty
     return Sums(
         empty(len(arguments.queries)),
         empty(arguments.num_keys if arguments.columns else 0),
-        empty(cost.cache_elements(arguments, keep)),
+        empty(cache_elements),
     )
 
 
@@ -223,7 +228,7 @@ def _(*given: Any) -> Gradients:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.columns, ctx.keep, ctx.backend = inputs
+    *tensors, ctx.columns, ctx.keep, _, ctx.backend = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)
 
@@ -239,7 +244,7 @@ def _autograd(
         drows, dcols, *tensors, ctx.columns, rows, cols, cache, ctx.keep, *needs, ctx.backend
     )
     wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return *wanted, None, None, None, None, None
+    return *wanted, None, None, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
