@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from sslfast import functional, losses
 from sslfast._backends import backend, explain
-from sslfast.ops import l2_normalize, similarity_logsumexp
+from sslfast.ops import cross_frobenius, l2_normalize, similarity_logsumexp
 
 __all__ = [
     "backend",
+    "cross_frobenius",
     "explain",
     "functional",
     "l2_normalize",

@@ -1,0 +1,71 @@
+"""What `cross_frobenius` accepts, and the form in which the op takes it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from sslfast.ops._checks import check_device, check_matrix
+
+Route = Literal["auto", "gram", "direct"]
+ROUTES = ("auto", "gram", "direct")
+
+
+class Arguments(NamedTuple):
+    """What the op takes, in its order: contiguity is up to the launchers.
+
+    Args:
+        a: (N, D) in the dtype of the product.
+        b: (N, E) in the dtype of `a`; None: the symmetric form, b is a.
+        split_diagonal: the diagonal of a^T b apart from the rest (D = E).
+        route: ``"gram"`` or ``"direct"``.
+    """
+
+    a: Tensor
+    b: Tensor | None
+    split_diagonal: bool
+    route: str
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """D and E."""
+        return self.a.shape[1], (self.a if self.b is None else self.b).shape[1]
+
+
+class Sums(NamedTuple):
+    """What the forward op returns.
+
+    Args:
+        total: () sum of squares, of the off-diagonal elements where the diagonal is split off.
+        diagonal: (D,) diagonal of a^T b; (0,) where it is not split off.
+        cache: the Grams, or a^T b, for the backward pass; laid out by the backend.
+    """
+
+    total: Tensor
+    diagonal: Tensor
+    cache: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients of `a` and `b`; (0,) where not asked for. Without b, `a` has both sides'."""
+
+    a: Tensor
+    b: Tensor
+
+
+def check_arguments(a: Tensor, b: Tensor | None, split_diagonal: bool, route: str) -> None:
+    """Kinds, shapes and devices."""
+    check_matrix("a", a, "(N, D)")
+    if b is not None:
+        check_matrix("b", b, "(N, E)")
+        check_device("b", b, "a", a)
+        if b.shape[0] != a.shape[0]:
+            raise ValueError(f"b must have the {a.shape[0]} rows of a, got shape {tuple(b.shape)}")
+        if split_diagonal and b.shape[1] != a.shape[1]:
+            raise ValueError(
+                f"b must have the {a.shape[1]} features of a with split_diagonal=True, "
+                f"got shape {tuple(b.shape)}"
+            )
+    if route not in ROUTES:
+        raise ValueError(f"route must be one of {ROUTES}, got {route!r}")
