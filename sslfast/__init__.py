@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sslfast import functional, losses
 from sslfast._backends import backend, explain
-from sslfast.ops import cross_frobenius, l2_normalize, similarity_logsumexp
+from sslfast.ops import cross_frobenius, l2_normalize, similarity_logsumexp, standardize
 
 __all__ = [
     "backend",
@@ -18,4 +18,5 @@ __all__ = [
     "l2_normalize",
     "losses",
     "similarity_logsumexp",
+    "standardize",
 ]

@@ -8,24 +8,11 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-struct Blocks {
-  int64_t size, count;
-
-  int64_t first(int64_t block) const { return block * size; }
-  // How many of the n rows the block holds; the last block may be ragged.
-  int64_t width(int64_t block, int64_t n) const {
-    return n - first(block) < size ? n - first(block) : size;
-  }
-};
-
 // Blocks of n rows: at least 16 of them where there are rows enough, so that many threads find
-// work, and at most 192 rows: a tile of exponentials then takes 144 KiB, and each row of an operand
-// is read from the outer cache once for 192 of the other. The size depends on n alone: a result may
-// not depend on the machine's number of threads.
+// work. The size depends on n alone: a result may not depend on the machine's number of threads.
 inline Blocks make_blocks(int64_t n) {
-  constexpr int64_t kGranule = 32, kLargest = 192;  // a granule is a multiple of every panel width
-  const int64_t size = round_up((n + 15) / 16, kGranule);
-  const int64_t bounded = size < kLargest ? size : kLargest;
+  const int64_t size = round_up((n + 15) / 16, kBlockGranule);
+  const int64_t bounded = size < kLargestBlock ? size : kLargestBlock;
   return {bounded, (n + bounded - 1) / bounded};
 }
 

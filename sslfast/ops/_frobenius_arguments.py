@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from sslfast.ops._checks import check_device, check_matrix
+from sslfast.ops._checks import accumulator, check_device, check_matrix
 
 Route = Literal["auto", "gram", "direct"]
 ROUTES = ("auto", "gram", "direct")
@@ -52,6 +53,25 @@ class Gradients(NamedTuple):
 
     a: Tensor
     b: Tensor
+
+
+def no_rows(arguments: Arguments, cache_elements: int) -> Sums:
+    """The sums of a problem without rows: nothing."""
+    zeros = partial(arguments.a.new_zeros, dtype=accumulator(arguments.a.dtype))
+    return Sums(
+        zeros(()),
+        zeros(arguments.a.shape[1] if arguments.split_diagonal else 0),
+        zeros(cache_elements),
+    )
+
+
+def no_rows_gradients(arguments: Arguments, needs: tuple[bool, bool]) -> Gradients:
+    """Gradients of a problem without rows."""
+    a, b = arguments.a, arguments.b
+    return Gradients(
+        a.new_empty(a.shape if needs[0] else 0),
+        a.new_empty(b.shape if b is not None and needs[1] else 0),
+    )
 
 
 def check_arguments(a: Tensor, b: Tensor | None, split_diagonal: bool, route: str) -> None:

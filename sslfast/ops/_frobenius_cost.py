@@ -10,12 +10,12 @@ from torch import Tensor
 from sslfast.ops._checks import accumulator
 from sslfast.triton._launch import on_gpu
 
-# Products that the backward pass needs again are kept where they take no more than the operands
-# (chosen by cost they never do), or than this.
+# Products are held whole, and kept for the backward pass, where they take no more than the operands
+# (the cheaper route never does) or than this.
 CACHE_BYTES = 16 << 20
 PACKED_DEPTH = 512  # as in csrc/cpu: rows of the contraction that are packed at a time
 SCRATCH_BYTES = 4 << 20  # tiles of all threads, diagonal, partial sums
-TILE = 192  # as in csrc/cpu: most rows of a block
+PANEL = 32  # as in csrc/cpu: most rows of a panel
 
 
 def choose_route(a: Tensor, b: Tensor | None) -> str:
@@ -46,9 +46,13 @@ def cache_elements(a: Tensor, b: Tensor | None, route: str) -> int:
     if not torch.is_grad_enabled() or not learns:
         return 0
     elements = product_elements(a, b, route)
+    return elements if elements <= strip_elements(a, b) else 0
+
+
+def strip_elements(a: Tensor, b: Tensor | None) -> int:
+    """Elements of the products that are held at a time, in the accumulator dtype."""
     operands = a.numel() + (0 if b is None else b.numel())
-    width = accumulator(a.dtype).itemsize
-    return elements if elements <= max(operands, CACHE_BYTES // width) else 0
+    return max(operands, CACHE_BYTES // accumulator(a.dtype).itemsize)
 
 
 def flops(
@@ -94,14 +98,11 @@ def peak_bytes(
     wide_dim = dim if b is None else max(dim, b.shape[1])
     width = accumulator(a.dtype).itemsize
     operands = a.numel() + (0 if b is None else b.numel())
-    products = product_elements(a, b, route)
-    kept = products if products <= max(operands, CACHE_BYTES // width) else 0
-    if not kept:  # a strip of blocks at a time
-        kept = max(CACHE_BYTES // width, operands, 2 * TILE * max(num_rows, wide_dim))
+    held = min(product_elements(a, b, route), strip_elements(a, b))
     matrices = operands if backward else 0
     if a.element_size() < width:
         matrices += operands * (2 if backward else 1)  # widened copies, wide gradients
     if on_gpu(a):
-        return (kept + matrices + operands) * width + SCRATCH_BYTES
-    packed = 2 * (max(num_rows, wide_dim) + TILE) * PACKED_DEPTH
-    return (kept + matrices + packed) * width + SCRATCH_BYTES
+        return (held + matrices + operands) * width + SCRATCH_BYTES
+    packed = 2 * (max(num_rows, wide_dim) + PANEL) * PACKED_DEPTH
+    return (held + matrices + packed) * width + SCRATCH_BYTES

@@ -20,8 +20,6 @@ one matrix 3 N^2 D against 3 N D^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any, Literal, overload
 
 import torch
@@ -29,10 +27,12 @@ from torch import Tensor
 
 from sslfast import _backends
 from sslfast._registry import Implementation, Primitive, register_primitive
+from sslfast.cpu import cross_frobenius as cpu
 from sslfast.ops import _frobenius_cases as cases
 from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.ops._frobenius_arguments import Arguments, Gradients, Route, Sums, check_arguments
+from sslfast.ops._frobenius_reference import reference_backward, reference_forward
 from sslfast.ops._similarity_arguments import tile_operands
 
 
@@ -179,67 +179,6 @@ def _autograd(
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Products of widened operands stay wide, also where the op is called under autocast."""
-
-    @wraps(function)
-    def call(*given: Any) -> Any:
-        device = next(each for each in given if isinstance(each, Arguments)).a.device
-        with torch.autocast(device.type, enabled=False):
-            return function(*given)
-
-    return call
-
-
-@_without_autocast
-def _reference_forward(arguments: Arguments, cache_elements: int) -> Sums:
-    a, b = _wide(arguments)
-    diagonal = (a * b).sum(0) if arguments.split_diagonal else a.new_empty(0)  # (D,)
-    if arguments.route == "direct":
-        product = a.T @ b  # (D, E)
-        if arguments.split_diagonal:
-            product.fill_diagonal_(0)
-        total = product.square().sum()
-    else:
-        gram = a @ a.T  # (N, N)
-        total = (gram * (gram if arguments.b is None else b @ b.T)).sum()
-        total = total - diagonal.square().sum()
-    return Sums(total, diagonal, a.new_empty(cache_elements))
-
-
-@_without_autocast
-def _reference_backward(
-    dtotal: Tensor,
-    ddiagonal: Tensor,
-    arguments: Arguments,
-    diagonal: Tensor,
-    cache: Tensor,
-    needs: tuple[bool, bool],
-) -> Gradients:
-    a, b = _wide(arguments)
-    weight = ddiagonal - 2 * dtotal * diagonal  # (D,) or (0,)
-    sides = 2 if arguments.b is None else 1
-
-    def gradient(mine: Tensor, other: Tensor, needed: bool) -> Tensor:
-        if not needed:
-            return mine.new_empty(0)
-        if arguments.route == "direct":
-            product = other @ (other.T @ mine)  # (N, D)
-        else:
-            product = (other @ other.T) @ mine  # (N, D)
-        product = 2 * dtotal * product
-        if arguments.split_diagonal:
-            product = product + weight * other
-        return sides * product
-
-    return Gradients(gradient(a, b, needs[0]), gradient(b, a, needs[1] and arguments.b is not None))
-
-
-def _wide(arguments: Arguments) -> tuple[Tensor, Tensor]:
-    a = arguments.a.to(accumulator(arguments.a.dtype))
-    return a, a if arguments.b is None else arguments.b.to(a.dtype)
-
-
 SPEC = register_primitive(
     Primitive(
         name="cross_frobenius",
@@ -251,7 +190,8 @@ SPEC = register_primitive(
         forward_op=_forward,
         backward_op=_backward,
         implementations={
-            "reference": Implementation(_reference_forward, _reference_backward, FLOATS),
+            "cpu": Implementation(cpu.forward, cpu.backward, cpu.DTYPES),
+            "reference": Implementation(reference_forward, reference_backward, FLOATS),
         },
         samples=cases.SAMPLES,
         differentiable=("a", "b"),

@@ -10,6 +10,20 @@ SSLFAST_INLINE int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
+struct Blocks {
+  int64_t size, count;
+
+  int64_t first(int64_t block) const { return block * size; }
+  // How many of the n rows the block holds; the last block may be ragged.
+  int64_t width(int64_t block, int64_t n) const {
+    return n - first(block) < size ? n - first(block) : size;
+  }
+};
+
+// Rows of a block: a multiple of every panel width, and at most so many that a tile of both takes
+// 144 KiB, where each row of an operand is read from the outer cache once for 192 of the other.
+constexpr int64_t kBlockGranule = 32, kLargestBlock = 192;
+
 // f(worker, task) for every task; which worker runs a task is left to a shared counter, so a task
 // must own what it writes, and then the result does not depend on the number of workers.
 template <class F>
@@ -103,16 +117,19 @@ SSLFAST_INLINE RegisterTile<T> multiply(const T* a, int64_t row_stride, int64_t 
   return t;
 }
 
-// c (rows, columns) += tile, c being a corner of a row-major matrix.
-template <class T>
-SSLFAST_INLINE void add_to(const RegisterTile<T>& t, T* c, int64_t stride, int64_t rows,
-                           int64_t columns) {
+// c (rows, columns) = tile, or += tile, c being a corner of a row-major matrix.
+template <bool kAdd, class T>
+SSLFAST_INLINE void write_tile(const RegisterTile<T>& t, T* c, int64_t stride, int64_t rows,
+                               int64_t columns) {
   if (rows >= kTileRows && columns >= kPanel<T>) {
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v) {
       T* to = c + r * stride + v * kLanes<T>;
-      store(to, load(to) + t.acc[r][v]);
+      if constexpr (kAdd)
+        store(to, load(to) + t.acc[r][v]);
+      else
+        store(to, t.acc[r][v]);
     }
     return;
   }
@@ -122,10 +139,10 @@ SSLFAST_INLINE void add_to(const RegisterTile<T>& t, T* c, int64_t stride, int64
   for (int v = 0; v < kTileVectors; ++v) store(spill + r * kPanel<T> + v * kLanes<T>, t.acc[r][v]);
   for (int64_t r = 0; r < rows && r < kTileRows; ++r)
     for (int64_t d = 0; d < columns && d < kPanel<T>; ++d)
-      c[r * stride + d] += spill[r * kPanel<T> + d];
+      c[r * stride + d] = (kAdd ? c[r * stride + d] : T(0)) + spill[r * kPanel<T> + d];
 }
 
-// Asks for the cache lines that add_to will touch: they arrive during the product.
+// Asks for the cache lines that write_tile will touch: they arrive during the product.
 template <class T>
 SSLFAST_INLINE void prefetch_tile(const T* c, int64_t stride, int64_t rows) {
   constexpr int kLine = 64 / int(sizeof(T));
@@ -173,8 +190,9 @@ void add_product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t r
     for (int64_t r = 0; r < rows; r += kTileRows) {
       T* corner = out + r * features + d;
       prefetch_tile(corner, features, rows - r);
-      add_to(multiply(a + r * row_stride, row_stride, depth_stride, panel, kPanel<T>, depth),
-             corner, features, rows - r, features - d);
+      write_tile<true>(
+          multiply(a + r * row_stride, row_stride, depth_stride, panel, kPanel<T>, depth), corner,
+          features, rows - r, features - d);
     }
   }
 }

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <stdint.h>
+
+#include "sslfast/pool.h"
+
+namespace sslfast {
+
+template <class T>
+struct FrobeniusProblem {
+  int64_t rows, features, others;  // N, D, E
+  const T* a;                      // (N, D)
+  const T* b;                      // (N, E); null: b is a
+  bool split_diagonal, gram;
+  // Elements of scratch for products that are not kept: a strip of their rows at a time.
+  int64_t strip_elements;
+  Pool pool;
+  Workspace workspace;
+};
+
+template <class T>
+struct FrobeniusForward : FrobeniusProblem<T> {
+  T* total;     // ()
+  T* diagonal;  // (D), where it is split off
+  // The products, kept for the backward pass, or null: b b^T (N, N) and, of two matrices, a a^T
+  // after it; on the direct route a^T b (D, E), without its diagonal where that is split off.
+  T* cache;
+};
+
+template <class T>
+struct FrobeniusBackward : FrobeniusProblem<T> {
+  T dtotal;
+  const T* ddiagonal;  // (D), where it is split off
+  const T* diagonal;
+  const T* cache;
+  T* da;  // (N, D) or null
+  T* db;  // (N, E) or null
+};
+
+struct FrobeniusKernels {
+  void (*forward_float)(const FrobeniusForward<float>&);
+  void (*forward_double)(const FrobeniusForward<double>&);
+  void (*backward_float)(const FrobeniusBackward<float>&);
+  void (*backward_double)(const FrobeniusBackward<double>&);
+};
+
+}  // namespace sslfast
