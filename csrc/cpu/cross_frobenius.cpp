@@ -100,8 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_frobenius_cpu(Tensor a, MaybeTensor b, 
                                                        int64_t strip_elements, int64_t isa) {
   const Arguments args{a, b, split_diagonal, gram};
   args.check_all();
-  STD_TORCH_CHECK(cache_elements == 0 || cache_elements == args.product_elements(),
-                  "cache_elements must be 0 or all of the products");
+  STD_TORCH_CHECK(cache_elements == 0 || cache_elements >= args.product_elements(),
+                  "cache_elements must be 0 or hold the products");
   const FrobeniusKernels& kernels = frobenius_kernels_for(int(isa));
   return a.scalar_type() == ScalarType::Float
              ? forward<float>(args, cache_elements, strip_elements, kernels.forward_float)
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> cross_frobenius_backward_cpu(double dtotal, Tensor dd
   args.check_all();
   const ScalarType dtype = a.scalar_type();
   check(cache, "cache", dtype);
-  STD_TORCH_CHECK(cache.numel() == 0 || cache.numel() == args.product_elements(),
+  STD_TORCH_CHECK(cache.numel() == 0 || cache.numel() >= args.product_elements(),
                   "cache must be empty or hold the products");
   if (split_diagonal) {
     check(ddiagonal, "ddiagonal", dtype);

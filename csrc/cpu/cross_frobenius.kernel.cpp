@@ -151,8 +151,11 @@ class Products {
     if (!p.cache && p.db) gram(a_, p.features, first, scratch_ + strip_ * width_, no_sum);
     const auto side = [&](const T* gram, const T* mine, const T* other, int64_t features, T* out) {
       if (!out) return;
-      gradient(rows_of(gram, rows(first), width_), columns_of(mine, features, features), p.rows,
-               out + first * features, other + first * features, features, 0, false, true);
+      // A whole Gram is its own transpose, and columns are packed with less effort.
+      const Operand<T> x =
+          strip_ == height_ ? columns_of(gram, width_, width_) : rows_of(gram, rows(first), width_);
+      gradient(x, columns_of(mine, features, features), p.rows, out + first * features,
+               other + first * features, features, 0, false, true);
     };
     side(of_b, p.a, b_.base, p.features, p.da);
     side(of_a, p.b, p.a, p.others, p.db);

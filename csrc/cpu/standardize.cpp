@@ -38,12 +38,18 @@ Standardize<T> problem(const Tensor& x, const Tensor& out, const Rule& rule, boo
                        TorchWorkspace& scratch) {
   const int64_t groups = standardize_groups(x.size(0), x.size(1));
   Standardize<T> p{};
-  p.rows = x.size(0), p.features = x.size(1), p.ddof = rule.ddof, p.eps = rule.eps;
-  p.eps_on_deviation = rule.eps_on_deviation, p.unit_variance = rule.unit_variance;
-  p.given = given, p.pool = torch_pool();
+  p.rows = x.size(0);
+  p.features = x.size(1);
+  p.ddof = rule.ddof;
+  p.eps = rule.eps;
+  p.eps_on_deviation = rule.eps_on_deviation;
+  p.unit_variance = rule.unit_variance;
+  p.given = given;
+  p.pool = torch_pool();
   if (groups > 1)
     p.partial = static_cast<Workspace>(scratch).template take<double>(2 * groups * x.size(1));
-  p.x = data<T>(x), p.out = mutable_data<T>(out);
+  p.x = data<T>(x);
+  p.out = mutable_data<T>(out);
   return p;
 }
 
@@ -59,7 +65,7 @@ void forward(const Tensor& x, const Tensor& mean, const Tensor& variance, const 
   kernel(p);
 }
 
-// Given statistics come back as they are, own ones are written.
+// y with own statistics and the rest of the mean, or with empty ones where they were given.
 std::tuple<Tensor, Tensor, Tensor, Tensor> standardize_cpu(
     Tensor x, std::optional<Tensor> given_mean, std::optional<Tensor> given_variance, int64_t ddof,
     double eps, bool eps_on_deviation, bool unit_variance, int64_t isa) {
@@ -70,7 +76,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> standardize_cpu(
   const ScalarType dtype = x.scalar_type();
   Tensor mean = given ? *given_mean : empty({x.size(1)}, dtype);
   Tensor variance = given ? *given_variance : empty({x.size(1)}, dtype);
-  check_columns(mean, "mean", x), check_columns(variance, "variance", x);
+  check_columns(mean, "mean", x);
+  check_columns(variance, "variance", x);
   Tensor y = empty({x.size(0), x.size(1)}, dtype);
   Tensor rest = empty({given ? 0 : x.size(1)}, dtype);
   const StandardizeKernels& kernels = standardize_kernels_for(int(isa));
@@ -78,6 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> standardize_cpu(
     forward<float>(x, mean, variance, rest, y, rule, given, kernels.forward_float);
   else
     forward<double>(x, mean, variance, rest, y, rule, given, kernels.forward_double);
+  if (given) return {y, rest, empty({0}, dtype), empty({0}, dtype)};
   return {y, mean, variance, rest};
 }
 
@@ -93,9 +101,12 @@ void backward(const Tensor& dy, const Tensor& x, const Tensor& mean, const Tenso
   if (x.numel() == 0) return;
   TorchWorkspace scratch;
   Standardize<T> p = problem<T>(x, dx, rule, rest.numel() == 0, scratch);
-  p.mean = const_cast<T*>(data<T>(mean)), p.variance = const_cast<T*>(data<T>(variance));
-  p.rest = const_cast<T*>(data<T>(rest)), p.dy = data<T>(dy);
-  p.dmean = data<T>(columns.dmean), p.dvariance = data<T>(columns.dvariance);
+  p.mean = const_cast<T*>(data<T>(mean));
+  p.variance = const_cast<T*>(data<T>(variance));
+  p.rest = const_cast<T*>(data<T>(rest));
+  p.dy = data<T>(dy);
+  p.dmean = data<T>(columns.dmean);
+  p.dvariance = data<T>(columns.dvariance);
   p.dgiven_mean = mutable_data<T>(columns.dgiven_mean);
   p.dgiven_variance = mutable_data<T>(columns.dgiven_variance);
   kernel(p);
@@ -114,9 +125,13 @@ std::tuple<Tensor, Tensor, Tensor> standardize_backward_cpu(Tensor dy, Tensor dm
   const ScalarType dtype = x.scalar_type();
   check(dy, "dy", dtype);
   STD_TORCH_CHECK(dy.numel() == x.numel(), "dy must be (N, D)");
-  check_columns(mean, "mean", x), check_columns(variance, "variance", x);
-  check_columns(dmean, "dmean", x), check_columns(dvariance, "dvariance", x);
-  if (!given) check_columns(rest, "rest", x);
+  check_columns(mean, "mean", x);
+  check_columns(variance, "variance", x);
+  if (!given) {
+    check_columns(rest, "rest", x);
+    check_columns(dmean, "dmean", x);
+    check_columns(dvariance, "dvariance", x);
+  }
   const int64_t learned = given && need_statistics ? x.size(1) : 0;
   const ColumnGradients columns{dmean, dvariance, zeros({learned}, dtype), zeros({learned}, dtype)};
   Tensor dx = empty({x.size(0), x.size(1)}, dtype);

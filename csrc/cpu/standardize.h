@@ -23,9 +23,8 @@ struct Standardize {
   T *dgiven_mean, *dgiven_variance;  // (D); backward of given ones that learn
 };
 
-// Rows whose sums are merged as one. They depend on the shape alone, and so does the order of every
-// sum. Wide matrices have a task for every strip of columns already; there a strip of 2048 rows
-// still lies in the second cache when its sums are known.
+// Rows whose sums are merged as one: by the shape alone, and so is the order of every sum. Narrow
+// matrices need groups to have work for every thread, wide ones have a task for every strip.
 inline int64_t standardize_group_rows(int64_t features) { return features >= 1024 ? 2048 : 512; }
 inline int64_t standardize_groups(int64_t rows, int64_t features) {
   const int64_t group = standardize_group_rows(features);

@@ -1,8 +1,8 @@
 // y = (x - mean) r and its gradient, for one instruction set (compiled once for each).
 //
-// A task owns a strip of kWidth columns, of all rows or of one group of them, and sweeps it row by
-// row with its sums at hand in the first cache. Sums are double for float rows too, so that neither
-// a large mean nor many rows cost digits; what is done to an element has the precision of x.
+// A task owns a strip of kWidth columns, of all rows or of one group of them, and sweeps it a few
+// rows at a time with its sums at hand in the first cache. Sums are double for float rows too, so
+// that neither a large mean nor many rows cost digits; an element is treated in the precision of x.
 #include "cpu/standardize.h"
 
 #include "sslfast/host_device.h"
@@ -11,7 +11,12 @@
 namespace sslfast::SSLFAST_ISA {
 
 constexpr int kWidth = 128;
-constexpr int kBlockRows = 32;  // two passes over a block: its rows are still in the first cache
+constexpr int kTogether = 8;  // rows of a sweep
+
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
 
 // A part of x, or of a matrix like it.
 template <class T>
@@ -44,30 +49,36 @@ struct Moments {
   }
 };
 
-template <class T>
-void add_block(const Strip<T>& s, int64_t from, int64_t to, Moments& moments) {
-  const T* anchor = s.p.x + s.first;
-  double mean[kWidth] = {}, square[kWidth] = {};
-  for (int64_t i = from; i < to; ++i) {
-    const T* x = s.row(s.p.x, i);
-    for (int d = 0; d < s.width; ++d) mean[d] += double(x[d]) - double(anchor[d]);
-  }
-  for (int d = 0; d < s.width; ++d) mean[d] /= double(to - from);
-  for (int64_t i = from; i < to; ++i) {
-    const T* x = s.row(s.p.x, i);
-    for (int d = 0; d < s.width; ++d) {
-      const double centred = (double(x[d]) - double(anchor[d])) - mean[d];
-      square[d] += centred * centred;
-    }
-  }
-  moments.merge(double(to - from), mean, square, s.width);
+// f(first, count) for kTogether rows at a time, then for each that is left: sums are loaded and
+// stored once for all of them.
+template <class F>
+SSLFAST_INLINE void sweep(int64_t rows, const F& f) {
+  int64_t i = 0;
+  for (; i + kTogether <= rows; i += kTogether) f(i, Count<kTogether>());
+  for (; i < rows; ++i) f(i, Count<1>());
 }
 
+// The rows that a sweep takes together stay in registers between their mean and their squares.
 template <class T>
 Moments moments_of(const Strip<T>& s) {
+  const T* anchor = s.p.x + s.first;
   Moments moments{};
-  for (int64_t i = 0; i < s.rows; i += kBlockRows)
-    add_block(s, i, i + kBlockRows < s.rows ? i + kBlockRows : s.rows, moments);
+  sweep(s.rows, [&](int64_t i, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    const T* x = s.row(s.p.x, i);
+    double mean[kWidth], square[kWidth];
+    for (int d = 0; d < s.width; ++d) {
+      double offset[kCount], total = 0, squares = 0;
+      for (int r = 0; r < kCount; ++r) {
+        offset[r] = double(x[r * s.p.features + d]) - double(anchor[d]);
+        total += offset[r];
+      }
+      mean[d] = total * (1.0 / kCount);
+      for (int r = 0; r < kCount; ++r) squares += (offset[r] - mean[d]) * (offset[r] - mean[d]);
+      square[d] = squares;
+    }
+    moments.merge(kCount, mean, square, s.width);
+  });
   return moments;
 }
 
@@ -134,13 +145,19 @@ template <class T>
 Sums sums_of(const Strip<T>& s) {
   const Scaling<T> column(s);
   Sums sums{};
-  for (int64_t i = 0; i < s.rows; ++i) {
+  sweep(s.rows, [&](int64_t i, auto count) {
     const T *x = s.row(s.p.x, i), *dy = s.row(s.p.dy, i);
     for (int d = 0; d < s.width; ++d) {
-      sums.dy[d] += double(dy[d]);
-      sums.along[d] += double(column.centred(x[d], d) * column.scale[d]) * double(dy[d]);
+      double total = 0, along = 0;
+      for (int r = 0; r < count.value; ++r) {
+        const int64_t at = r * s.p.features + d;
+        total += double(dy[at]);
+        along += double(column.centred(x[at], d) * column.scale[d]) * double(dy[at]);
+      }
+      sums.dy[d] += total;
+      sums.along[d] += along;
     }
-  }
+  });
   return sums;
 }
 

@@ -6,59 +6,11 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-// Element (r, k) is base[r * row_stride + k * depth_stride]; one of the strides is 1.
-template <class T>
-struct Operand {
-  const T* base;
-  int64_t rows, row_stride, depth_stride;
-
-  const T* at(int64_t r, int64_t k) const { return base + r * row_stride + k * depth_stride; }
-};
-
-// Rows of a matrix, and its columns.
-template <class T>
-Operand<T> rows_of(const T* x, int64_t rows, int64_t stride) {
-  return {x, rows, stride, 1};
-}
-template <class T>
-Operand<T> columns_of(const T* x, int64_t columns, int64_t stride) {
-  return {x, columns, 1, stride};
-}
-
 // Depth of the contraction that is packed at a time, for all rows of both operands; and of the
 // panel that one pass over a block of rows keeps in the innermost cache.
 constexpr int64_t kPackedDepth = 512;
 template <class T>
-constexpr int64_t kPanelDepth = 1024 / int64_t(sizeof(T));
-
-// kPanel rows from row r on, `depth` deep from k on -> panel[depth][row], zero padded.
-template <class T>
-void pack_operand(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
-  constexpr int P = kPanel<T>;
-  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-  const int64_t rows = x.rows - r < P ? x.rows - r : P;
-  if (x.row_stride == 1) {
-    for (int64_t d = 0; d < depth; ++d, panel += P) {
-      const T* from = x.at(r, k + d);
-      if (rows == P) {
-        SSLFAST_UNROLL
-        for (int v = 0; v < kTileVectors; ++v)
-          store(panel + v * kLanes<T>, load(from + v * kLanes<T>));
-      } else {
-        for (int64_t c = 0; c < P; ++c) panel[c] = c < rows ? from[c] : T(0);
-      }
-    }
-    return;
-  }
-  // A cache line of every row at a time, so that the lines written to stay in the innermost cache.
-  for (int64_t first = 0; first < depth; first += kLine) {
-    const int64_t last = first + kLine < depth ? first + kLine : depth;
-    for (int64_t c = 0; c < P; ++c) {
-      const T* from = x.at(r + c, k);
-      for (int64_t d = first; d < last; ++d) panel[d * P + c] = c < rows ? from[d] : T(0);
-    }
-  }
-}
+constexpr int64_t kPanelDepth = 512 / int64_t(sizeof(T));
 
 // All rows of an operand for one chunk of depth; panels follow each other.
 template <class T>
@@ -95,7 +47,8 @@ inline int64_t block_size(int64_t n, int64_t m, bool symmetric) {
 
 struct Tile {
   int64_t index, row, rows, column, columns;
-  bool mirrored;  // off the diagonal of a symmetric product: its transpose is a tile too
+  // Of a symmetric product: its transpose is a tile too; or it is its own transpose.
+  bool mirrored, diagonal;
 };
 
 // out (n, m) = x y^T; without y, x x^T, of which the tiles below the diagonal are copies.
@@ -134,6 +87,7 @@ class Product {
         const Tile tile = locate(task);
         multiply_tile(tile, depth, out, stride, add || k > 0);
         if (k + depth < depth_) return;
+        if (tile.diagonal) mirror(tile, out, stride);
         finished(tile);
         if (tile.mirrored) mirror(tile, out, stride);
       });
@@ -176,6 +130,7 @@ class Product {
       for (int64_t j = 0; j < tile.columns; j += P) {
         const T* panel = y_packed_.at(tile.column + j, k, depth);
         for (int64_t i = 0; i < tile.rows; i += kTileRows) {
+          if (tile.diagonal && i >= j + P) break;  // the mirror image has them
           T* corner = out + (tile.row + i) * stride + tile.column + j;
           const int64_t rows = tile.rows - i, columns = tile.columns - j;
           prefetch_tile(corner, stride, rows);
@@ -190,15 +145,22 @@ class Product {
     }
   }
 
-  // 16 x 16 elements at a time, so that the lines written to stay in the innermost cache.
+  // The transpose of a tile to where it belongs; of a diagonal tile what lies above its diagonal.
   static void mirror(const Tile& tile, T* out, int64_t stride) {
-    constexpr int64_t kSquare = 16;
-    for (int64_t i = 0; i < tile.rows; i += kSquare)
-      for (int64_t j = 0; j < tile.columns; j += kSquare)
-        for (int64_t c = j; c < j + kSquare && c < tile.columns; ++c)
-          for (int64_t r = i; r < i + kSquare && r < tile.rows; ++r)
-            out[(tile.column + c) * stride + tile.row + r] =
-                out[(tile.row + r) * stride + tile.column + c];
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t i = 0; i < tile.rows; i += L) {
+      for (int64_t j = tile.diagonal ? i : 0; j < tile.columns; j += L) {
+        const T* from = out + (tile.row + i) * stride + tile.column + j;
+        T* to = out + (tile.column + j) * stride + tile.row + i;
+        if (from != to && i + L <= tile.rows && j + L <= tile.columns) {
+          transpose_square(from, stride, to, stride);
+          continue;
+        }
+        for (int64_t c = 0; c < L && j + c < tile.columns; ++c)
+          for (int64_t r = 0; r < L && i + r < tile.rows && (from != to || r < c); ++r)
+            to[c * stride + r] = from[r * stride + c];
+      }
+    }
   }
 
   const Pool& pool_;

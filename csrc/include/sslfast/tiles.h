@@ -73,20 +73,54 @@ T dot(const T* a, const T* b, int64_t n) {
   return total;
 }
 
-// x (rows, depth) -> panels of kPanel rows with depth outermost: out[panel][d][row], zero padded.
-// One copy serves both operands of q k^T: a register tile broadcasts from it and loads from it.
+// Element (r, k) is base[r * row_stride + k * depth_stride]; one of the strides is 1.
+template <class T>
+struct Operand {
+  const T* base;
+  int64_t rows, row_stride, depth_stride;
+
+  const T* at(int64_t r, int64_t k) const { return base + r * row_stride + k * depth_stride; }
+};
+
+// Rows of a matrix, and its columns.
+template <class T>
+Operand<T> rows_of(const T* x, int64_t rows, int64_t stride) {
+  return {x, rows, stride, 1};
+}
+template <class T>
+Operand<T> columns_of(const T* x, int64_t columns, int64_t stride) {
+  return {x, columns, 1, stride};
+}
+
+// kPanel rows from row r on, `depth` deep from k on -> panel[depth][row], zero padded. One copy
+// serves both operands of a product: a register tile broadcasts from it and loads from it.
+template <class T>
+void pack_operand(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
+  constexpr int P = kPanel<T>, L = kLanes<T>;
+  const int64_t rows = x.rows - r < P ? x.rows - r : P;
+  const bool across = x.row_stride == 1 && rows == P, along = x.depth_stride == 1 && rows == P;
+  int64_t d = 0;
+  for (; across && d < depth; ++d) {
+    SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v)
+      store(panel + d * P + v * L, load(x.at(r + v * L, k + d)));
+  }
+  for (; along && d + L <= depth; d += L) {
+    SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v)
+      transpose_square(x.at(r + v * L, k + d), x.row_stride, panel + d * P + v * L, P);
+  }
+  for (; d < depth; ++d)
+    for (int64_t c = 0; c < P; ++c) panel[d * P + c] = c < rows ? *x.at(r + c, k + d) : T(0);
+}
+
+// All rows of x (rows, depth) -> panels that follow each other.
 template <class T>
 void pack_rows(const Pool& pool, const T* x, int64_t rows, int64_t depth, T* out) {
   constexpr int P = kPanel<T>;
+  const Operand<T> operand = rows_of(x, rows, depth);
   for_each(pool, (rows + P - 1) / P, [=](int, int64_t panel) {
-    T* to = out + panel * P * depth;
-    for (int r = 0; r < P; ++r) {
-      const int64_t row = panel * P + r;
-      if (row < rows)
-        for (int64_t d = 0; d < depth; ++d) to[d * P + r] = x[row * depth + d];
-      else
-        for (int64_t d = 0; d < depth; ++d) to[d * P + r] = T(0);
-    }
+    pack_operand(operand, panel * P, 0, depth, out + panel * P * depth);
   });
 }
 

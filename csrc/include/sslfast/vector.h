@@ -98,6 +98,66 @@ SSLFAST_INLINE Vec<T> zero_where(IntVec<T> mask, Vec<T> x) {
   return mask ? Vec<T>{} : x;
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SSLFAST_SHUFFLES
+#endif
+#endif
+
+#if defined(SSLFAST_SHUFFLES)
+// (a_0, b_0, a_1, b_1, ...) of the lower halves, or of the upper ones.
+template <class T>
+SSLFAST_INLINE Vec<T> interleave_low(Vec<T> a, Vec<T> b) {
+  if constexpr (kLanes<T> == 16)
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  else if constexpr (kLanes<T> == 8)
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  else if constexpr (kLanes<T> == 4)
+    return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  else
+    return __builtin_shufflevector(a, b, 0, 2);
+}
+template <class T>
+SSLFAST_INLINE Vec<T> interleave_high(Vec<T> a, Vec<T> b) {
+  if constexpr (kLanes<T> == 16)
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+  else if constexpr (kLanes<T> == 8)
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  else if constexpr (kLanes<T> == 4)
+    return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  else
+    return __builtin_shufflevector(a, b, 1, 3);
+}
+#endif
+
+// A square of as many rows as lanes, from one matrix to another, transposed.
+template <class T>
+SSLFAST_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int L = kLanes<T>;
+#if defined(SSLFAST_SHUFFLES)
+  // Interleaving the first half of the rows with the second, once for each bit of an index.
+  Vec<T> rows[L], next[L];
+  SSLFAST_UNROLL
+  for (int r = 0; r < L; ++r) rows[r] = load(from + r * from_stride);
+  SSLFAST_UNROLL
+  for (int stage = 1; stage < L; stage *= 2) {
+    SSLFAST_UNROLL
+    for (int r = 0; r < L / 2; ++r) {
+      next[2 * r] = interleave_low<T>(rows[r], rows[r + L / 2]);
+      next[2 * r + 1] = interleave_high<T>(rows[r], rows[r + L / 2]);
+    }
+    SSLFAST_UNROLL
+    for (int r = 0; r < L; ++r) rows[r] = next[r];
+  }
+  SSLFAST_UNROLL
+  for (int r = 0; r < L; ++r) store(to + r * to_stride, rows[r]);
+#else
+  for (int c = 0; c < L; ++c)
+    for (int r = 0; r < L; ++r) to[c * to_stride + r] = from[r * from_stride + c];
+#endif
+}
+
 // Lanes in a fixed binary order, so that the sum does not depend on the compiler.
 template <class T>
 SSLFAST_INLINE T sum(Vec<T> v) {
