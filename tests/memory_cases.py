@@ -35,11 +35,46 @@ def normalize(num_rows: int, dim: int) -> Arguments:
     return {"embeddings": _rows(num_rows, dim)}
 
 
+def gram(num_features: int, num_rows: int) -> Arguments:
+    """Few rows: a hidden D x D would fail."""
+    a, b = _rows(num_rows, num_features), _rows(num_rows, num_features)
+    return {"a": a, "b": b, "split_diagonal": True}
+
+
+def direct(num_rows: int, dim: int) -> Arguments:
+    """Many rows: a hidden N x N would fail."""
+    return {"a": _rows(num_rows, dim), "b": _rows(num_rows, dim), "split_diagonal": True}
+
+
+def covariance(num_features: int, num_rows: int) -> Arguments:
+    return {"a": _rows(num_rows, num_features), "split_diagonal": True}
+
+
+def forced_gram(num_rows: int, dim: int) -> Arguments:
+    """The dearer route, whose products are beyond the operands."""
+    return {"a": _rows(num_rows, dim), "b": _rows(num_rows, dim), "route": "gram"}
+
+
+def forced_direct(num_features: int, num_rows: int) -> Arguments:
+    a, b = _rows(num_rows, num_features), _rows(num_rows, num_features)
+    return {"a": a, "b": b, "split_diagonal": True, "route": "direct"}
+
+
+def standardize(num_rows: int, dim: int) -> Arguments:
+    return {"embeddings": _rows(num_rows, dim)}
+
+
 FORMS: dict[str, tuple[str, Callable[[int, int], Arguments]]] = {
     "symmetric": ("similarity_logsumexp", symmetric),
     "rows": ("similarity_logsumexp", rows),
     "columns": ("similarity_logsumexp", columns),
     "normalize": ("l2_normalize", normalize),
+    "gram": ("cross_frobenius", gram),
+    "direct": ("cross_frobenius", direct),
+    "covariance": ("cross_frobenius", covariance),
+    "forced gram": ("cross_frobenius", forced_gram),
+    "forced direct": ("cross_frobenius", forced_direct),
+    "standardize": ("standardize", standardize),
 }
 
 
@@ -47,14 +82,14 @@ def prepare(form: str, backend: str, num_rows: int, dim: int) -> Callable[[], ob
     """Forward and backward of one form, gradients kept to the end."""
     name, make = FORMS[form]
     arguments = make(num_rows, dim)
+    one = torch.ones(())
     leaves = [v for v in arguments.values() if isinstance(v, torch.Tensor) and v.requires_grad]
-    cotangents = [torch.ones(num_rows, dim if name == "l2_normalize" else 1).squeeze(1)]
-    cotangents *= 2 if form == "columns" else 1
 
     def run() -> object:
         with sslfast.backend(backend):
             outputs = PRIMITIVES[name].function(**arguments)
             outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+            cotangents = [one.expand(output.shape) for output in outputs]
             return outputs, torch.autograd.grad(outputs, leaves, cotangents)
 
     return run
