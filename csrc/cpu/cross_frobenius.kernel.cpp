@@ -5,10 +5,10 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-// d_i = sum_n a_ni b_ni
+// d_i = sum_n a_ni b_ni, for so many columns at a time that memory is read in long runs.
 template <class T>
 void column_dots(const FrobeniusProblem<T>& p, T* diagonal) {
-  constexpr int64_t kColumns = 64;
+  constexpr int64_t kColumns = 256;
   const T* b = p.b ? p.b : p.a;
   for_each(p.pool, (p.features + kColumns - 1) / kColumns, [&](int, int64_t task) {
     const int64_t first = task * kColumns;

@@ -6,11 +6,9 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-// Depth of the contraction that is packed at a time, for all rows of both operands; and of the
-// panel that one pass over a block of rows keeps in the innermost cache.
+// Depth of the contraction that is packed at a time, for all rows of both operands. Deep enough
+// that the output, whose rows may share a few sets of the cache, is seldom touched.
 constexpr int64_t kPackedDepth = 512;
-template <class T>
-constexpr int64_t kPanelDepth = 512 / int64_t(sizeof(T));
 
 // All rows of an operand for one chunk of depth; panels follow each other.
 template <class T>
@@ -24,10 +22,10 @@ class PackedOperand {
   void pack(const Operand<T>& x, int64_t panel, int64_t k, int64_t depth) const {
     pack_operand(x, panel * kPanel<T>, k, depth, memory_ + panel * kPanel<T> * depth);
   }
-  // Where row r lies, `k` deep in a chunk of `depth`.
-  const T* at(int64_t r, int64_t k, int64_t depth) const {
+  // Where row r of a chunk of `depth` begins.
+  const T* at(int64_t r, int64_t depth) const {
     constexpr int P = kPanel<T>;
-    return memory_ + r / P * P * depth + k * P + r % P;
+    return memory_ + r / P * P * depth + r % P;
   }
 
  private:
@@ -125,22 +123,19 @@ class Product {
 
   void multiply_tile(const Tile& tile, int64_t depth, T* out, int64_t stride, bool add) const {
     constexpr int P = kPanel<T>;
-    for (int64_t k = 0; k < depth; k += kPanelDepth<T>) {
-      const int64_t part = depth - k < kPanelDepth<T> ? depth - k : kPanelDepth<T>;
-      for (int64_t j = 0; j < tile.columns; j += P) {
-        const T* panel = y_packed_.at(tile.column + j, k, depth);
-        for (int64_t i = 0; i < tile.rows; i += kTileRows) {
-          if (tile.diagonal && i >= j + P) break;  // the mirror image has them
-          T* corner = out + (tile.row + i) * stride + tile.column + j;
-          const int64_t rows = tile.rows - i, columns = tile.columns - j;
-          prefetch_tile(corner, stride, rows);
-          const RegisterTile<T> product =
-              multiply(x_packed_.at(tile.row + i, k, depth), 1, P, panel, P, part);
-          if (add || k > 0)
-            write_tile<true>(product, corner, stride, rows, columns);
-          else
-            write_tile<false>(product, corner, stride, rows, columns);
-        }
+    for (int64_t j = 0; j < tile.columns; j += P) {
+      const T* panel = y_packed_.at(tile.column + j, depth);
+      for (int64_t i = 0; i < tile.rows; i += kTileRows) {
+        if (tile.diagonal && i >= j + P) break;  // the mirror image has them
+        T* corner = out + (tile.row + i) * stride + tile.column + j;
+        const int64_t rows = tile.rows - i, columns = tile.columns - j;
+        prefetch_tile(corner, stride, rows);
+        const RegisterTile<T> product =
+            multiply(x_packed_.at(tile.row + i, depth), 1, P, panel, P, depth);
+        if (add)
+          write_tile<true>(product, corner, stride, rows, columns);
+        else
+          write_tile<false>(product, corner, stride, rows, columns);
       }
     }
   }
