@@ -1,8 +1,9 @@
 // y = (x - mean) r and its gradient, for one instruction set (compiled once for each).
 //
 // A task owns a strip of kWidth columns, of all rows or of one group of them, and sweeps it a few
-// rows at a time with its sums at hand in the first cache. Sums are double for float rows too, so
-// that neither a large mean nor many rows cost digits; an element is treated in the precision of x.
+// rows at a time with its sums at hand in the first cache. The sums of a sweep, of a few elements
+// about their column's first, are of the precision of x; those of sweeps are double, so that
+// neither a large mean nor many rows cost digits.
 #include "cpu/standardize.h"
 
 #include "sslfast/host_device.h"
@@ -31,13 +32,14 @@ struct Strip {
   }
 };
 
-// Moments of a strip about its column's first element: a constant column has mean and square of
-// exactly 0, whatever its value.
+// Moments of a strip, the mean about its column's first element. A constant column has a mean and a
+// square of exactly 0, whatever its value.
 struct Moments {
   double count, mean[kWidth], square[kWidth];  // square: sum of the squared deviations
 
   // Chan, Golub and LeVeque 1979.
-  void merge(double other_count, const double* other_mean, const double* other_square, int width) {
+  template <class T>
+  void merge(double other_count, const double* other_mean, const T* other_square, int width) {
     const double total = count + other_count;
     const double share = other_count / total, weight = count * share;
     for (int d = 0; d < width; ++d) {
@@ -58,7 +60,20 @@ SSLFAST_INLINE void sweep(int64_t rows, const F& f) {
   for (; i < rows; ++i) f(i, Count<1>());
 }
 
-// The rows that a sweep takes together stay in registers between their mean and their squares.
+// In pairs: the sum of equal numbers is exact, and so is their mean.
+template <int kCount, class T>
+SSLFAST_INLINE T mean_of(const T (&x)[kCount]) {
+  if constexpr (kCount == 1) {
+    return x[0];
+  } else {
+    T half[kCount / 2];
+    for (int r = 0; r < kCount / 2; ++r) half[r] = x[2 * r] + x[2 * r + 1];
+    return mean_of<kCount / 2>(half) * T(0.5);
+  }
+}
+
+// The rows that a sweep takes together stay in registers between their mean and their squares,
+// which are about that mean: neither a large mean nor one element far off costs the others digits.
 template <class T>
 Moments moments_of(const Strip<T>& s) {
   const T* anchor = s.p.x + s.first;
@@ -66,15 +81,16 @@ Moments moments_of(const Strip<T>& s) {
   sweep(s.rows, [&](int64_t i, auto count) {
     constexpr int kCount = decltype(count)::value;
     const T* x = s.row(s.p.x, i);
-    double mean[kWidth], square[kWidth];
+    double mean[kWidth];
+    T square[kWidth];
     for (int d = 0; d < s.width; ++d) {
-      double offset[kCount], total = 0, squares = 0;
-      for (int r = 0; r < kCount; ++r) {
-        offset[r] = double(x[r * s.p.features + d]) - double(anchor[d]);
-        total += offset[r];
-      }
-      mean[d] = total * (1.0 / kCount);
-      for (int r = 0; r < kCount; ++r) squares += (offset[r] - mean[d]) * (offset[r] - mean[d]);
+      T offset[kCount], squares = 0;
+      for (int r = 0; r < kCount; ++r) offset[r] = x[r * s.p.features + d];
+      const T middle = mean_of<kCount>(offset);
+      for (int r = 0; r < kCount; ++r) offset[r] -= middle;
+      const T rest = mean_of<kCount>(offset);
+      for (int r = 0; r < kCount; ++r) squares += (offset[r] - rest) * (offset[r] - rest);
+      mean[d] = (double(middle) - double(anchor[d])) + double(rest);
       square[d] = squares;
     }
     moments.merge(kCount, mean, square, s.width);
@@ -148,14 +164,14 @@ Sums sums_of(const Strip<T>& s) {
   sweep(s.rows, [&](int64_t i, auto count) {
     const T *x = s.row(s.p.x, i), *dy = s.row(s.p.dy, i);
     for (int d = 0; d < s.width; ++d) {
-      double total = 0, along = 0;
+      T total = 0, along = 0;
       for (int r = 0; r < count.value; ++r) {
         const int64_t at = r * s.p.features + d;
-        total += double(dy[at]);
-        along += double(column.centred(x[at], d) * column.scale[d]) * double(dy[at]);
+        total += dy[at];
+        along += column.centred(x[at], d) * dy[at];
       }
       sums.dy[d] += total;
-      sums.along[d] += along;
+      sums.along[d] += double(along) * column.scale[d];
     }
   });
   return sums;

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.triton._launch import launch
+from sslfast.triton._rounding import quotient, root
 
 DTYPES = FLOATS
 TILE = 2048  # elements of the tile that four warps hold: 16 a thread, two loads of 16 bytes in half
@@ -34,18 +35,6 @@ def _load(pointers, rows, features, num_rows, dim, ACC: tl.constexpr):
 def _store(pointers, rows, features, num_rows, dim, values):
     inside = (rows < num_rows)[:, None] & (features < dim)[None, :]
     tl.store(pointers + features[None, :], values.to(pointers.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _root(square):
-    """Rounded once; `tl.sqrt` is an approximation in float32."""
-    return tl.sqrt(square) if square.dtype == tl.float64 else tl.sqrt_rn(square)
-
-
-@triton.jit
-def _quotient(values, divisor):
-    """Rounded once, like `_root`: the difference of two close rows keeps few of their digits."""
-    return values / divisor if values.dtype == tl.float64 else tl.div_rn(values, divisor)
 
 
 @triton.jit
@@ -75,22 +64,22 @@ def l2_normalize_fwd_kernel(
             part = _load(x, rows, first + block, num_rows, dim, ACC)
             square_acc += part * part
         square = tl.sum(square_acc, 1)
-    length = _root(square)
+    length = root(square)  # rounded once, like the quotients: close rows differ by few digits
     tl.store(norm + rows, length, mask=rows < num_rows)
     least = tl.full((ROWS,), eps, ACC)
     divisor = tl.where(length < least, least, length)[:, None]  # NaN stays NaN
     if ONE_BLOCK:
-        _store(y, rows, block, num_rows, dim, _quotient(tile, divisor))
+        _store(y, rows, block, num_rows, dim, quotient(tile, divisor))
     else:
         for first in range(0, dim, BLOCK_D):
             part = _load(x, rows, first + block, num_rows, dim, ACC)
-            _store(y, rows, first + block, num_rows, dim, _quotient(part, divisor))
+            _store(y, rows, first + block, num_rows, dim, quotient(part, divisor))
 
 
 @triton.jit
 def _gradient(dy, y, product, below, divisor, LARGEST: tl.constexpr):
     """(dy - y <y, dy>) / divisor, below eps dy / eps, saturated at LARGEST if that is not 0."""
-    dx = _quotient(tl.where(below, dy, dy - y * product), divisor)
+    dx = quotient(tl.where(below, dy, dy - y * product), divisor)
     if LARGEST > 0:
         saturated = tl.where(dx > LARGEST, LARGEST, tl.where(dx < -LARGEST, -LARGEST, dx))
         dx = tl.where(below, saturated, dx)

@@ -1,0 +1,54 @@
+"""Launcher of the native `standardize`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sslfast.ops._checks import FLOATS, accumulator
+from sslfast.ops._standardize_arguments import Columns, Gradients, Rule
+
+DTYPES = FLOATS
+
+
+def forward(
+    embeddings: Tensor, mean: Tensor | None, variance: Tensor | None, rule: Rule, *, isa: int
+) -> tuple[Tensor, Columns]:
+    given = tuple(None if each is None else each.contiguous() for each in (mean, variance))
+    native = torch.ops.sslfast_native.standardize_cpu
+    standardized, *columns = native(_wide(embeddings), *given, *_options(rule), isa)
+    return standardized, Columns(*columns)
+
+
+def backward(
+    dstandardized: Tensor,
+    dmean: Tensor,
+    dvariance: Tensor,
+    embeddings: Tensor,
+    columns: Columns,
+    rule: Rule,
+    need_statistics: bool,
+    *,
+    isa: int,
+) -> Gradients:
+    return Gradients(
+        *torch.ops.sslfast_native.standardize_backward_cpu(
+            _wide(dstandardized),
+            dmean.contiguous(),
+            dvariance.contiguous(),
+            _wide(embeddings),
+            *(each.contiguous() for each in columns),
+            need_statistics,
+            *_options(rule),
+            isa,
+        )
+    )
+
+
+def _options(rule: Rule) -> tuple[int, float, bool, bool]:
+    return rule.ddof, rule.eps, rule.eps_on == "deviation", rule.unit_variance
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Contiguous, half precision widened."""
+    return tensor.to(accumulator(tensor.dtype)).contiguous()
