@@ -22,6 +22,7 @@ FLUSH_FACTOR = 4  # of the L2 cache, so that whatever its policy nothing is left
 LEAST_FLUSH = 64 << 20
 WARM_UPS = 3
 READING_SECONDS, MOST_CALLS = 0.1, 10
+HOST_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,14 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """Wall time of one call."""
+    """Wall time of one call.
 
-    budget = 25.0
+    Args:
+        seconds: the budget; `HOST_SECONDS` if ``None``.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.budget = seconds or HOST_SECONDS
 
     def warm_up(self, call: Callable[[], object]) -> int:
         return 1
@@ -101,8 +107,9 @@ class CudaClock:
         ]
 
 
-def clock_of(place: Place) -> Clock:
-    return CudaClock() if place.is_gpu else HostClock()
+def clock_of(place: Place, seconds: float | None = None) -> Clock:
+    """The clock of a device; `seconds` is the budget on a CPU."""
+    return CudaClock() if place.is_gpu else HostClock(seconds)
 
 
 def _event() -> torch.cuda.Event:

@@ -26,15 +26,19 @@ Each case runs in a process of its own. Its contestants take turns, and one that
 the float64 oracle is shown as failed and not reported. Times are minima and medians, memory is
 the peak above the inputs with the gradients included, "% of limit" is the least time that the
 formula's arithmetic and traffic can take on this machine, measured in the same run, over the
-time taken. On a GPU times are the device's, with a cold L2 cache; in half precision everyone runs
-under autocast; its ledger is <family>_gpu.csv.
+time taken. On a CPU some contestants are left out at the largest shapes, where a call takes them
+seconds; the case names them. On a GPU times are the device's, with a cold L2 cache; in half
+precision everyone runs under autocast; its ledger is <family>_gpu.csv.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument(
-        "families", nargs="*", metavar="family", help="families to measure (default: all)"
+        "families",
+        nargs="*",
+        metavar="family",
+        help="families to measure, for example contrastive or redundancy (default: all)",
     )
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument(

@@ -148,13 +148,13 @@ def forward(contestant: Contestant, inputs: Inputs, place: Place) -> None:
 def forward_backward(
     contestant: Contestant, inputs: Inputs, leaves: Sequence[str], place: Place | None = None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Outputs, and the gradient of every leaf."""
+    """Outputs, and the gradient of every leaf; where nothing learns, no gradient."""
     with contestant.forcing():
         with contestant.casting(place or Place()):
             outputs = as_tuple(contestant.objective(**inputs))
-        gradients = torch.autograd.grad(
-            outputs, [inputs[leaf] for leaf in leaves], [cotangent(o) for o in outputs]
-        )
+        wanted = [inputs[leaf] for leaf in leaves]
+        weights = [cotangent(o) for o in outputs]
+        gradients = torch.autograd.grad(outputs, wanted, weights) if wanted else ()
     return tuple(o.detach() for o in outputs), gradients
 
 

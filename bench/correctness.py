@@ -28,8 +28,8 @@ class Standard:
     """What a case has to give: eager in float64, and how far eager in this precision is from it.
 
     Inputs are rounded to the precision and widened for the oracle, so that only arithmetic is
-    judged; both run on the device of the case. Where eager does not fit, the oracle is its
-    chunked form on a GPU and the probe on a CPU.
+    judged; both run on the device of the case. A workload may have an oracle of its own. Where
+    eager does not fit, the oracle is its chunked form on a GPU and the probe on a CPU.
     """
 
     def __init__(self, case: Case, place: Place | None = None) -> None:
@@ -42,7 +42,7 @@ class Standard:
         if eager is None:
             raise ValueError(f"{case.name} has neither an eager form nor a probe")
         baseline = Contestant(EAGER, eager)
-        exact = replace(baseline, autocast=False)
+        exact = Contestant(EAGER, self._case.workload.oracle or eager, autocast=False)
         self._inputs = self._case.inputs(place)
         wide = cast(self._inputs, torch.float64, place.device)
         self._oracle = _results(self._case, exact, place, wide)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -66,6 +67,49 @@ def compiled(objective: Objective) -> Objective:
 def lightly(module: str, name: str, **options: Any) -> Peer:
     """A loss of lightly, ``lightly.loss.<module>.<name>(**options)``, of two views."""
     return Peer(lambda: lightly_loss(module, name)(**options), package="lightly")
+
+
+def lightly_tico() -> Peer:
+    """Lightly's ``TiCoLoss`` of two views and the covariance before them, which it then keeps."""
+
+    def load() -> Objective:
+        made = lightly_loss("tico_loss", "TiCoLoss")()
+
+        def step(embeddings0: Tensor, embeddings1: Tensor, covariance: Tensor) -> Any:
+            made.C = covariance
+            return made(embeddings0, embeddings1, update_covariance_matrix=False)
+
+        return step
+
+    return Peer(load, package="lightly")
+
+
+def lightly_wmse(seed: int) -> Peer:
+    """Lightly's ``WMSELoss`` of two stacked views, which draws the images' order from `seed`.
+
+    Its check for ``torch.linalg.solve_triangular`` imports that function as a module and finds
+    it in no release of torch, so that the class cannot be made: the answer is corrected here. Its
+    least size of a batch, twice D, is waived.
+    """
+
+    def load() -> Objective:
+        made = lightly_loss("wmse_loss", "WMSELoss")
+        sys.modules[made.__module__]._SOLVE_TRIANGULAR_AVAILABLE = True  # type: ignore[attr-defined]
+
+        @lru_cache(maxsize=1)
+        def of_shape(dim: int, w_size: int, eps: float) -> Any:
+            loss = made(embedding_dim=dim, w_size=max(w_size, 2 * dim), eps=eps)
+            loss.w_size = w_size
+            return loss
+
+        def step(embeddings: Tensor, w_size: int, eps: float, permutations: Tensor) -> Any:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return of_shape(embeddings.shape[1], w_size, eps)(embeddings)
+
+        return step
+
+    return Peer(load, package="lightly")
 
 
 def inf_cl() -> Peer:

@@ -22,6 +22,8 @@ MUTED = {
     "open_clip formula": "#8a9a5b",
     "SupContrast formula": "#8a9a5b",
     "MoCo formula": "#8a9a5b",
+    "authors' formula": "#8a9a5b",
+    "solo-learn formula": "#7d5a8c",
     "Inf-CL": "#7d5a8c",
     "memeff": "#3f7f7a",
     CHUNKED: "#9a9a9a",
@@ -55,14 +57,15 @@ def draw(path: Path) -> list[Path]:
 
 
 def _against_size(rows: Rows, column: str, label: str) -> Figure | None:
-    """A curve per contestant over N, for the workload that was run at most sizes."""
-    by_workload: dict[str, list[dict[str, str]]] = defaultdict(list)
+    """A curve per contestant over N, for the workload and D that were run at most sizes."""
+    by_workload: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         if row["N"] and row[column]:
-            by_workload[row["case"].split(" N=")[0]].append(row)
+            by_workload[row["case"].split(" N=")[0], row["D"]].append(row)
     if not by_workload:
         return None
-    workload, chosen = max(by_workload.items(), key=lambda item: len({r["N"] for r in item[1]}))
+    found = max(by_workload.items(), key=lambda item: len({r["N"] for r in item[1]}))
+    (workload, _), chosen = found
     figure, axes = _figure(f"{workload}, {_machine(chosen[0])}")
     styles = _styles(chosen)
     for contestant in _contestants(chosen):

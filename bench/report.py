@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sslfast.bench.contestants import EAGER, SSLFAST
 from sslfast.bench.ledger import BOTH, FORWARD, Row
+from sslfast.bench.place import CPU
 from sslfast.bench.suite import Case
 
 COLUMNS = (
@@ -86,6 +87,9 @@ def notes(case: Case, rows: Sequence[Row]) -> list[str]:
     ]
     if both and not any(row.peak_gflops for row in both):
         found.append("no % of limit: the native library is missing, sslfast info says why")
+    left_out = () if rows[0].driver else case.left_out(CPU)
+    if left_out:
+        found.append(f"left out at this size, for the time they take: {', '.join(left_out)}")
     if case.workload.eager_bytes is not None:
         needed = case.workload.eager_bytes(case.shape) / (1 << 30)
         found.append(f"eager is not run: its similarities alone are {needed:.3g} GiB (by formula)")

@@ -47,8 +47,10 @@ def measure(case: Case, options: Options) -> list[Row]:
     Raises:
         RuntimeError: a process of the case ended without a result.
     """
-    backends = options.backends or backends_of(case.workload, options.place.device)
-    contestants = names(case.workload, backends, options.peers, options.place.device)
+    device = options.place.device
+    backends = options.backends or backends_of(case.workload, device)
+    found = names(case.workload, backends, options.peers, device)
+    contestants = [name for name in found if name not in case.left_out(device)]
     result = _time_without_lost(case, contestants, options)
     peaks = result["memory"]
     if options.memory and not options.place.is_gpu:
@@ -159,7 +161,7 @@ def _with_rates(
     peak = limits.peak(key)
     if peak is not None:
         row = replace(row, peak_gflops=peak / GIGA)
-    if work is None:
+    if work is None or not any(work):  # no primitive was called
         return row
     flops, moved = work
     least = limits.seconds(flops, moved, key)

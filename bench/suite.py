@@ -2,13 +2,14 @@
 
 Whatever is registered has a case without anybody listing it: a loss runs on its own typical
 samples against its own ``eager``, a primitive on its own against its ``reference``. A family
-module (``contrastive``) replaces these by the shapes that its users meet and adds its peers.
+module (``contrastive``, ``redundancy``) replaces these by the shapes that its users meet and adds
+its peers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -45,6 +46,10 @@ class Workload:
     probe: Workload | None = None  # checks a case on the CPU whose eager form cannot run
     chunked: Objective | None = None  # eager in pieces: checks and runs on a GPU where it cannot
     eager_bytes: Callable[[Shape], int] | None = None  # stated by formula where not measured
+    oracle: Objective | None = None  # for float64, where eager would take gigabytes and minutes
+    too_slow: Callable[[Shape], Collection[str]] = lambda shape: ()  # left out on a CPU
+    counted: bool = True  # its primitives do the bulk of the work, so that a limit follows
+    seconds: float | None = None  # of the clock for one pass on a CPU; None: its own
 
     def at(self, shape: Shape) -> Case:
         return Case(self, dict(shape))
@@ -65,6 +70,10 @@ class Case:
         sizes = " ".join(f"{letter}={size}" for letter, size in self.shape.items())
         return f"{self.workload.name} {sizes}".strip()
 
+    def left_out(self, device: str) -> Collection[str]:
+        """Contestants that would take too much of a run's time at this shape."""
+        return self.workload.too_slow(self.shape) if device == CPU else ()
+
     def inputs(self, place: Place | None = None, seed: int = SEED) -> Inputs:
         """Fresh arguments on a device (the CPU); the same numbers for every process of the case."""
         drawn = self.workload.draw(self.shape, torch.Generator().manual_seed(seed))
@@ -76,9 +85,9 @@ class Case:
 
 def workloads() -> dict[str, Workload]:
     """Every workload by name: the families' own first, then what only the registry knows."""
-    from sslfast.bench import contrastive
+    from sslfast.bench import contrastive, redundancy
 
-    found = {workload.name: workload for workload in contrastive.workloads()}
+    found = {w.name: w for family in (contrastive, redundancy) for w in family.workloads()}
     covered = {workload.subject for workload in found.values()}
     for loss in LOSSES.values():
         if loss.name not in covered:

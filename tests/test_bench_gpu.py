@@ -79,7 +79,7 @@ class PlayedGpu(Place):
 def played(monkeypatch: pytest.MonkeyPatch) -> None:
     """`worker` runs on a `PlayedGpu` with the CPU's clock, known limits and known peaks."""
     monkeypatch.setattr(worker, "Place", PlayedGpu)
-    monkeypatch.setattr(worker, "clock_of", lambda place: clock.HostClock())
+    monkeypatch.setattr(worker, "clock_of", lambda place, seconds: clock.HostClock())
     monkeypatch.setattr(correctness, "cast", lambda inputs, dtype, device: _widened(inputs, dtype))
     limits = machine.Limits({"bfloat16": 1e12, "tf32": 1e12, "float32": 1e12}, 1e11)
     monkeypatch.setattr(gpu, "measure_limits", lambda place: limits)
@@ -106,7 +106,9 @@ def request(case: suite.Case, names: list[str], precision: str = "bf16") -> dict
 
 
 GPU_WORKLOADS = [
-    name for name, workload in suite.workloads().items() if workload.family == "contrastive"
+    name
+    for name, workload in suite.workloads().items()
+    if workload.shapes_on("cuda") not in ((), ({},))  # shapes that a family names
 ]
 
 

@@ -37,14 +37,15 @@ def test_without_a_gpu_it_says_so_and_what_it_would_have_run(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_dry_run_prints_every_command() -> None:
-    done = start("--dry-run", "--part", "contrastive")
+@pytest.mark.parametrize("family", ["contrastive", "redundancy"])
+def test_dry_run_prints_every_command(family: str) -> None:
+    done = start("--dry-run", "--part", family)
     assert done.returncode == 0, done.stderr
     for told in (
         "pip install --disable-pip-version-check --no-index --no-deps --upgrade --target",
-        "SSLFAST_FAMILY=contrastive SSLFAST_REQUIRE_GPU=1",
+        f"SSLFAST_FAMILY={family} SSLFAST_REQUIRE_GPU=1",
         "-m gpu",
-        "bench contrastive --device cuda",
+        f"bench {family} --device cuda",
     ):
         assert told in done.stdout
 
