@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._registry import Implementation, Primitive, register_primitive
+from sslfast._registry import Implementation, Primitive, lazily, register_primitive
 from sslfast.cpu import cross_frobenius as cpu
 from sslfast.ops import _frobenius_cases as cases
 from sslfast.ops import _frobenius_cost as cost
@@ -85,7 +85,9 @@ def cross_frobenius(
             at half the cost.
         split_diagonal: keep the diagonal of a^T b apart (D = E).
         route: ``"gram"`` (through a a^T and b b^T), ``"direct"`` (through a^T b), or ``"auto"``:
-            the one of fewer operations. Value and gradient are the same.
+            the one of fewer operations. Value and gradient are the same, but for rounding: with
+            `split_diagonal` and N far above D, a forced ``"gram"`` takes the diagonal from a sum
+            that is little else.
 
     Returns:
         0-dim ||a^T b||_F^2; or, with `split_diagonal`, the 0-dim sum over i != j and the (D,)
@@ -191,6 +193,7 @@ SPEC = register_primitive(
         backward_op=_backward,
         implementations={
             "cpu": Implementation(cpu.forward, cpu.backward, cpu.DTYPES),
+            "triton": lazily("sslfast.triton.cross_frobenius", FLOATS[:3]),
             "reference": Implementation(reference_forward, reference_backward, FLOATS),
         },
         samples=cases.SAMPLES,
