@@ -6,15 +6,25 @@ function here is the identity.
 
 from __future__ import annotations
 
-from sslfast.distributed.exchange import exchange_rows, mean_over_ranks, scale_gradient
+from sslfast.distributed.exchange import (
+    exchange_rows,
+    mean_over_ranks,
+    scale_gradient,
+    sum_over_ranks,
+)
+from sslfast.distributed.frobenius import cross_frobenius_of_ranks
 from sslfast.distributed.gather import all_gather_rows
+from sslfast.distributed.statistics import column_moments_of_ranks
 from sslfast.distributed.world import rank, world_size
 
 __all__ = [
     "all_gather_rows",
+    "column_moments_of_ranks",
+    "cross_frobenius_of_ranks",
     "exchange_rows",
     "mean_over_ranks",
     "rank",
     "scale_gradient",
+    "sum_over_ranks",
     "world_size",
 ]

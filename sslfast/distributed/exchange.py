@@ -44,6 +44,22 @@ def mean_over_ranks(loss: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     return mean
 
 
+def sum_over_ranks(part: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum of a rank's parts as the value, with the gradient of this rank's own part.
+
+    Every rank must go on with the sum in the same way. What its rows then receive is the gradient
+    of that one global value.
+
+    Args:
+        part: tensor of the same shape on every rank.
+        group: process group; default: the world group.
+    """
+    if world_size(group) == 1:
+        return part
+    total: Tensor = _SumOverRanks.apply(part, group)  # type: ignore[no-untyped-call]
+    return total
+
+
 def scale_gradient(rows: Tensor, factor: float) -> Tensor:
     """`rows` themselves, whose gradient is multiplied by `factor` on its way back."""
     scaled: Tensor = _ScaleGradient.apply(rows, factor)  # type: ignore[no-untyped-call]
@@ -73,6 +89,19 @@ class _MeanOverRanks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dmean: Tensor) -> tuple[Tensor, None]:
         return dmean, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        total = part.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor, None]:
+        return dtotal, None
 
 
 class _ScaleGradient(torch.autograd.Function):

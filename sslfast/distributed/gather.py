@@ -37,7 +37,7 @@ def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     """
     if world_size(group) == 1:
         return rows
-    _check_equal_shapes(rows, group)
+    check_equal_shapes(rows, group)
     gathered: Tensor = _AllGatherRows.apply(rows, group)  # type: ignore[no-untyped-call]
     return gathered
 
@@ -46,7 +46,7 @@ class _AllGatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
-        return _gather(rows, group)
+        return gather_without_gradient(rows, group)
 
     @staticmethod
     @once_differentiable
@@ -56,7 +56,8 @@ class _AllGatherRows(torch.autograd.Function):
         return dsum.to(dgathered.dtype), None
 
 
-def _gather(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def gather_without_gradient(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """(W N, ...) rows of every rank in rank order, from the same shape on every rank."""
     num_rows, *features = rows.shape
     gathered = rows.new_empty((world_size(group) * num_rows, *features))
     # Newer torch renamed the two single-tensor collectives and warns about the old names.
@@ -73,13 +74,14 @@ def _scatter_sum(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return own
 
 
-def _check_equal_shapes(rows: Tensor, group: dist.ProcessGroup | None) -> None:
+def check_equal_shapes(rows: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Raises ValueError where ranks hold different shapes: see `all_gather_rows` for when."""
     if torch.compiler.is_compiling():
         return
     if rows.device.type != "cpu" and os.environ.get("SSLFAST_CHECK") != "1":
         return
     shape = torch.tensor([rows.shape], device=rows.device)  # (1, dims)
-    shapes = [tuple(rank_shape) for rank_shape in _gather(shape, group).tolist()]
+    shapes = [tuple(rank_shape) for rank_shape in gather_without_gradient(shape, group).tolist()]
     if len(set(shapes)) > 1:
         raise ValueError(
             f"rows must have the same shape on every rank, got {shapes} in rank order; "
