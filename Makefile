@@ -44,15 +44,18 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP) $(EMULATION)
 
+# A process a processor, a file at a time: what a module prepares, it prepares once.
+PARALLEL = -n logical --dist loadfile
+
 test: lint  ## all that CI runs; ARGS go to the first pytest
-	SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(ARGS)
+	SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 	$(INTERPRETED)
 
 # The Triton kernels on CPU tensors, in a process of its own: every primitive and loss, dtype and
 # sample; values, gradients, memory layout, repetition, schemas, shapes that hypothesis draws. Not
 # what is marked `uninterpreted` (finite differences, large samples but for the values of the
 # primitives, what torch.compile makes of it), and not memory, which would be the interpreter's.
-INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -k triton \
+INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(PARALLEL) -k triton \
 	-m 'not uninterpreted' $(wildcard tests/test_ops_*.py tests/test_triton_*.py) tests/test_losses.py
 
 test-triton: install  ## the Triton kernels in Triton's interpreter, a part of test

@@ -8,7 +8,7 @@ namespace sslfast::SSLFAST_ISA {
 
 // Depth of the contraction that is packed at a time, for all rows of both operands. Deep enough
 // that the output, whose rows may share a few sets of the cache, is seldom touched.
-constexpr int64_t kPackedDepth = 512;
+constexpr int64_t kPackedDepth = 384;
 
 // All rows of an operand for one chunk of depth; panels follow each other.
 template <class T>
