@@ -9,6 +9,8 @@ namespace sslfast::SSLFAST_ISA {
 // Depth of the contraction that is packed at a time, for all rows of both operands. Deep enough
 // that the output, whose rows may share a few sets of the cache, is seldom touched.
 constexpr int64_t kPackedDepth = 384;
+// Depth of one chain of multiply-adds: rounding grows with its length.
+constexpr int64_t kChainDepth = 128;
 
 // All rows of an operand for one chunk of depth; panels follow each other.
 template <class T>
@@ -41,6 +43,22 @@ inline int64_t block_size(int64_t n, int64_t m, bool symmetric) {
     if ((symmetric ? tiles / 2 : tiles) >= 32) return size;
   }
   return kBlockGranule;
+}
+
+// A register tile of two packed panels, in chains that are added up.
+template <class T>
+SSLFAST_INLINE RegisterTile<T> multiply_panels(const T* x, const T* y, int64_t depth) {
+  constexpr int P = kPanel<T>;
+  RegisterTile<T> total = multiply(x, 1, P, y, P, depth < kChainDepth ? depth : kChainDepth);
+  for (int64_t k = kChainDepth; k < depth; k += kChainDepth) {
+    const int64_t left = depth - k;
+    const RegisterTile<T> chain =
+        multiply(x + k * P, 1, P, y + k * P, P, left < kChainDepth ? left : kChainDepth);
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) total.acc[r][v] += chain.acc[r][v];
+  }
+  return total;
 }
 
 struct Tile {
@@ -131,7 +149,7 @@ class Product {
         const int64_t rows = tile.rows - i, columns = tile.columns - j;
         prefetch_tile(corner, stride, rows);
         const RegisterTile<T> product =
-            multiply(x_packed_.at(tile.row + i, depth), 1, P, panel, P, depth);
+            multiply_panels(x_packed_.at(tile.row + i, depth), panel, depth);
         if (add)
           write_tile<true>(product, corner, stride, rows, columns);
         else
