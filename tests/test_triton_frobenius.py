@@ -71,7 +71,7 @@ def arguments(
 
 def room(given: Arguments) -> int:
     """Elements of the cache where `a` learns."""
-    return cost.cache_elements(given.a.detach().requires_grad_(), given.b, given.route)
+    return cost.cache_elements(given.a, given.b, given.route, learns=True)
 
 
 def gradients(given: Arguments, cached: bool) -> tuple[Tensor, ...]:

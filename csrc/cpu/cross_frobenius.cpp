@@ -16,6 +16,8 @@ using MaybeTensor = std::optional<Tensor>;
 struct Arguments {
   const Tensor& a;
   const MaybeTensor& b;
+  const MaybeTensor& a_columns;
+  const MaybeTensor& b_columns;
   bool split_diagonal, gram;
 
   int64_t others() const { return b ? b->size(1) : a.size(1); }
@@ -26,7 +28,17 @@ struct Arguments {
                     "a must be float32 or float64");
     check(a, "a", dtype);
     STD_TORCH_CHECK(a.dim() == 2 && a.numel() > 0, "a must be (N, D), not empty");
+    if (a_columns) {
+      check(*a_columns, "a_columns", dtype);
+      STD_TORCH_CHECK(a_columns->numel() == 3 * a.size(1), "a_columns must be (3, D)");
+    }
+    STD_TORCH_CHECK(b_columns.has_value() == (b.has_value() && a_columns.has_value()),
+                    "b_columns go with a_columns and b");
     if (!b) return;
+    if (b_columns) {
+      check(*b_columns, "b_columns", dtype);
+      STD_TORCH_CHECK(b_columns->numel() == 3 * b->size(1), "b_columns must be (3, E)");
+    }
     check(*b, "b", dtype);
     STD_TORCH_CHECK(b->dim() == 2 && b->size(0) == a.size(0) && b->numel() > 0, "b must be (N, E)");
     STD_TORCH_CHECK(!split_diagonal || b->size(1) == a.size(1), "b must be (N, D)");
@@ -44,6 +56,8 @@ struct Arguments {
     p.others = others();
     p.a = data<T>(a);
     p.b = b ? data<T>(*b) : nullptr;
+    p.a_columns = a_columns ? data<T>(*a_columns) : nullptr;
+    p.b_columns = b_columns ? data<T>(*b_columns) : nullptr;
     p.split_diagonal = split_diagonal;
     p.gram = gram;
     p.strip_elements = strip_elements;
@@ -95,10 +109,12 @@ std::tuple<Tensor, Tensor> backward(const Arguments& args, double dtotal, const 
   return {da, db};
 }
 
-std::tuple<Tensor, Tensor, Tensor> cross_frobenius_cpu(Tensor a, MaybeTensor b, bool split_diagonal,
-                                                       bool gram, int64_t cache_elements,
+std::tuple<Tensor, Tensor, Tensor> cross_frobenius_cpu(Tensor a, MaybeTensor b,
+                                                       MaybeTensor a_columns, MaybeTensor b_columns,
+                                                       bool split_diagonal, bool gram,
+                                                       int64_t cache_elements,
                                                        int64_t strip_elements, int64_t isa) {
-  const Arguments args{a, b, split_diagonal, gram};
+  const Arguments args{a, b, a_columns, b_columns, split_diagonal, gram};
   args.check_all();
   STD_TORCH_CHECK(cache_elements == 0 || cache_elements >= args.product_elements(),
                   "cache_elements must be 0 or hold the products");
@@ -109,11 +125,12 @@ std::tuple<Tensor, Tensor, Tensor> cross_frobenius_cpu(Tensor a, MaybeTensor b, 
 }
 
 std::tuple<Tensor, Tensor> cross_frobenius_backward_cpu(double dtotal, Tensor ddiagonal, Tensor a,
-                                                        MaybeTensor b, bool split_diagonal,
+                                                        MaybeTensor b, MaybeTensor a_columns,
+                                                        MaybeTensor b_columns, bool split_diagonal,
                                                         bool gram, Tensor diagonal, Tensor cache,
                                                         bool need_a, bool need_b,
                                                         int64_t strip_elements, int64_t isa) {
-  const Arguments args{a, b, split_diagonal, gram};
+  const Arguments args{a, b, a_columns, b_columns, split_diagonal, gram};
   args.check_all();
   const ScalarType dtype = a.scalar_type();
   check(cache, "cache", dtype);
@@ -138,10 +155,12 @@ std::tuple<Tensor, Tensor> cross_frobenius_backward_cpu(double dtotal, Tensor dd
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
-      "cross_frobenius_cpu(Tensor a, Tensor? b, bool split_diagonal, bool gram, "
+      "cross_frobenius_cpu(Tensor a, Tensor? b, Tensor? a_columns, Tensor? b_columns, "
+      "bool split_diagonal, bool gram, "
       "int cache_elements, int strip_elements, int isa) -> (Tensor, Tensor, Tensor)");
   m.def(
       "cross_frobenius_backward_cpu(float dtotal, Tensor ddiagonal, Tensor a, Tensor? b, "
+      "Tensor? a_columns, Tensor? b_columns, "
       "bool split_diagonal, bool gram, Tensor diagonal, Tensor cache, bool need_a, bool need_b, "
       "int strip_elements, int isa) -> (Tensor, Tensor)");
 }

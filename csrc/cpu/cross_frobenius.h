@@ -11,6 +11,10 @@ struct FrobeniusProblem {
   int64_t rows, features, others;  // N, D, E
   const T* a;                      // (N, D)
   const T* b;                      // (N, E); null: b is a
+  // (3, D) and (3, E): mean, what rounding left of it, and scale of the columns, which are taken as
+  // ((x - mean) - rest) scale; null: as they are. Gradients are of what is taken.
+  const T* a_columns;
+  const T* b_columns;
   bool split_diagonal, gram;
   // Elements of scratch for products that are not kept: a strip of their rows at a time.
   int64_t strip_elements;

@@ -5,18 +5,29 @@
 
 namespace sslfast::SSLFAST_ISA {
 
+template <class T>
+Columns<T> columns_from(const T* of, int64_t features) {
+  return of ? Columns<T>{of, of + features, of + 2 * features} : Columns<T>{};
+}
+
 // d_i = sum_n a_ni b_ni, for so many columns at a time that memory is read in long runs.
 template <class T>
-void column_dots(const FrobeniusProblem<T>& p, T* diagonal) {
+void column_dots(const FrobeniusProblem<T>& p, const Operand<T>& a, const Operand<T>& b,
+                 T* diagonal) {
   constexpr int64_t kColumns = 256;
-  const T* b = p.b ? p.b : p.a;
   for_each(p.pool, (p.features + kColumns - 1) / kColumns, [&](int, int64_t task) {
     const int64_t first = task * kColumns;
     const int64_t width = p.features - first < kColumns ? p.features - first : kColumns;
     double sum[kColumns] = {};
     for (int64_t n = 0; n < p.rows; ++n) {
-      const T *x = p.a + n * p.features + first, *y = b + n * p.features + first;
-      for (int64_t c = 0; c < width; ++c) sum[c] += double(x[c]) * double(y[c]);
+      const T *x = a.at(n, first), *y = b.at(n, first);
+      const Columns<T> of_x = a.columns.from(first), of_y = b.columns.from(first);
+      if (of_x) {
+        for (int64_t c = 0; c < width; ++c)
+          sum[c] += double(of_x.of(x[c], c)) * double(of_y.of(y[c], c));
+      } else {
+        for (int64_t c = 0; c < width; ++c) sum[c] += double(x[c]) * double(y[c]);
+      }
     }
     for (int64_t c = 0; c < width; ++c) diagonal[first + c] = T(sum[c]);
   });
@@ -42,8 +53,8 @@ class Products {
  public:
   Products(const FrobeniusProblem<T>& p, bool kept)
       : p_(p),
-        a_(rows_of(p.a, p.rows, p.features)),
-        b_(p.b ? rows_of(p.b, p.rows, p.others) : a_),
+        a_(rows_of(p.a, p.rows, p.features, columns_from(p.a_columns, p.features))),
+        b_(p.b ? rows_of(p.b, p.rows, p.others, columns_from(p.b_columns, p.others)) : a_),
         height_(p.gram ? p.rows : p.features),
         width_(p.gram ? p.rows : p.others) {
     const int64_t matrices = p.gram && p.b ? 2 : 1;
@@ -61,7 +72,7 @@ class Products {
   double forward(const FrobeniusForward<T>& p) {
     double total = 0;
     if (p.gram && p.split_diagonal) {
-      column_dots(p_, p.diagonal);
+      column_dots(p_, a_, b_, p.diagonal);
       for (int64_t i = 0; i < p.features; ++i) total -= double(p.diagonal[i]) * p.diagonal[i];
     }
     for (int64_t first = 0; first < height_; first += strip_)
@@ -99,7 +110,7 @@ class Products {
   // Rows of x x^T -> out.
   template <class F>
   double gram(const Operand<T>& x, int64_t depth, int64_t first, T* out, const F& f) {
-    const Operand<T> strip = {x.at(first, 0), rows(first), x.row_stride, x.depth_stride};
+    const Operand<T> strip = rows_of(x.at(first, 0), rows(first), x.row_stride, x.columns);
     return sum_tiles(strip, strip_ == height_ ? nullptr : &x, depth, out, f);
   }
   static double no_sum(const Tile&) { return 0; }
@@ -115,8 +126,8 @@ class Products {
   // Rows of a^T b -> out, the diagonal taken out where it is split off.
   double cross_sum(int64_t first, T* cache, T* diagonal) {
     T* out = cache ? cache : scratch_;
-    const Operand<T> a = columns_of(p_.a + first, rows(first), p_.features);
-    const Operand<T> b = columns_of(b_.base, p_.others, p_.others);
+    const Operand<T> a = columns_of(p_.a + first, rows(first), p_.features, a_.columns.from(first));
+    const Operand<T> b = columns_of(b_.base, p_.others, p_.others, b_.columns);
     const bool symmetric = !p_.b && strip_ == height_;
     return sum_tiles(a, symmetric ? nullptr : &b, p_.rows, out, [&](const Tile& tile) {
       for (int64_t i = tile.row; p_.split_diagonal && i < tile.row + tile.rows; ++i) {
@@ -130,18 +141,28 @@ class Products {
   }
 
   // out = factor x y^T + weight o other, from column `first` of both on.
-  void gradient(const Operand<T>& x, const Operand<T>& y, int64_t depth, T* out, const T* other,
-                int64_t stride, int64_t first, bool add, bool last) const {
+  void gradient(const Operand<T>& x, const Operand<T>& y, int64_t depth, T* out,
+                const Operand<T>& other, int64_t first, bool add, bool last) const {
+    const int64_t stride = other.row_stride;
     const Product<T> product(p_.pool, packing_, x, &y, depth);
     product.run(out + first, stride, add, [&](const Tile& tile) {
+      const int64_t column = first + tile.column;
       for (int64_t i = tile.row; last && i < tile.row + tile.rows; ++i) {
-        T* to = out + i * stride + first + tile.column;
-        const T* from = other + i * stride + first + tile.column;
-        const T* weight = weight_ + first + tile.column;
-        for (int64_t j = 0; j < tile.columns; ++j)
-          to[j] = factor_ * to[j] + (weight_ ? weight[j] * from[j] : T(0));
+        T* to = out + i * stride + column;
+        for (int64_t j = 0; j < tile.columns; ++j) to[j] *= factor_;
+        if (weight_)
+          add_weighted(other.at(i, column), other.columns.from(column), weight_ + column,
+                       tile.columns, to);
       }
     });
+  }
+  static void add_weighted(const T* from, const Columns<T>& columns, const T* weight, int64_t count,
+                           T* to) {
+    if (columns) {
+      for (int64_t j = 0; j < count; ++j) to[j] += weight[j] * columns.of(from[j], j);
+    } else {
+      for (int64_t j = 0; j < count; ++j) to[j] += weight[j] * from[j];
+    }
   }
 
   void gram_gradients(const FrobeniusBackward<T>& p, int64_t first) {
@@ -149,27 +170,34 @@ class Products {
     const T* of_a = of_b + strip_ * width_;
     if (!p.cache && p.da) gram(b_, p.others, first, scratch_, no_sum);
     if (!p.cache && p.db) gram(a_, p.features, first, scratch_ + strip_ * width_, no_sum);
-    const auto side = [&](const T* gram, const T* mine, const T* other, int64_t features, T* out) {
+    const auto side = [&](const T* gram, const Operand<T>& mine, const Operand<T>& other, T* out) {
       if (!out) return;
+      const int64_t features = mine.row_stride;
       // A whole Gram is its own transpose, and columns are packed with less effort.
       const Operand<T> x =
           strip_ == height_ ? columns_of(gram, width_, width_) : rows_of(gram, rows(first), width_);
-      gradient(x, columns_of(mine, features, features), p.rows, out + first * features,
-               other + first * features, features, 0, false, true);
+      const Operand<T> y = columns_of(mine.base, features, features, mine.columns);
+      const Operand<T> opposite = rows_of(other.at(first, 0), rows(first), features, other.columns);
+      gradient(x, y, p.rows, out + first * features, opposite, 0, false, true);
     };
-    side(of_b, p.a, b_.base, p.features, p.da);
-    side(of_a, p.b, p.a, p.others, p.db);
+    side(of_b, a_, b_, p.da);
+    side(of_a, b_, a_, p.db);
   }
 
   void cross_gradients(const FrobeniusBackward<T>& p, int64_t first) {
     const T* product = p.cache ? p.cache : scratch_;
     if (!p.cache) cross_sum(first, nullptr, nullptr);
-    if (p.da)
-      gradient(b_, rows_of(product, rows(first), width_), p.others, p.da, b_.base, p.features,
-               first, false, true);
-    if (p.db)
-      gradient(rows_of(p.a + first, p.rows, p.features), columns_of(product, width_, width_),
-               rows(first), p.db, p.a, p.others, 0, first > 0, first + strip_ >= height_);
+    if (p.da) {
+      const Operand<T> opposite = rows_of(b_.base, p.rows, p.features, b_.columns);
+      gradient(b_, rows_of(product, rows(first), width_), p.others, p.da, opposite, first, false,
+               true);
+    }
+    if (p.db) {
+      const Operand<T> x = rows_of(p.a + first, p.rows, p.features, a_.columns.from(first));
+      const Operand<T> opposite = rows_of(p.a, p.rows, p.others, a_.columns);
+      gradient(x, columns_of(product, width_, width_), rows(first), p.db, opposite, 0, first > 0,
+               first + strip_ >= height_);
+    }
   }
 
   const FrobeniusProblem<T>& p_;

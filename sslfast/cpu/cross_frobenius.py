@@ -50,8 +50,8 @@ def backward(
     return Gradients(da, db)
 
 
-def _operands(arguments: Arguments) -> tuple[Tensor, Tensor | None]:
-    """Contiguous, half precision widened."""
-    a, b = arguments.a, arguments.b
-    dtype = accumulator(a.dtype)
-    return a.to(dtype).contiguous(), None if b is None else b.to(dtype).contiguous()
+def _operands(arguments: Arguments) -> tuple[Tensor | None, ...]:
+    """Contiguous, half precision widened: both matrices, both matrices' columns."""
+    dtype = accumulator(arguments.a.dtype)
+    operands = arguments.a, arguments.b, arguments.a_columns, arguments.b_columns
+    return tuple(None if each is None else each.to(dtype).contiguous() for each in operands)

@@ -21,17 +21,40 @@ class Arguments(NamedTuple):
         b: (N, E) in the dtype of `a`; None: the symmetric form, b is a.
         split_diagonal: the diagonal of a^T b apart from the rest (D = E).
         route: ``"gram"`` or ``"direct"``.
+        a_columns: (3, D) in the accumulator dtype: mean, what rounding took from it, and scale of
+            a's columns. Then a stands for ((a - mean) - rest) scale, and its gradient is the
+            gradient of that. Not for the public function: see
+            `sslfast.losses.redundancy._standardized`.
+        b_columns: (3, E), together with b and `a_columns`.
     """
 
     a: Tensor
     b: Tensor | None
     split_diagonal: bool
     route: str
+    a_columns: Tensor | None = None
+    b_columns: Tensor | None = None
+
+    def standardized(self) -> Arguments:
+        """With the rows that columns stand for, in the operands' dtype: no columns are left."""
+        if self.a_columns is None:
+            return self
+        a = _treated(self.a, self.a_columns)
+        b = None if self.b is None else _treated(self.b, self.b_columns)
+        return self._replace(a=a, b=b, a_columns=None, b_columns=None)
 
     @property
     def widths(self) -> tuple[int, int]:
         """D and E."""
         return self.a.shape[1], (self.a if self.b is None else self.b).shape[1]
+
+
+def _treated(rows: Tensor, columns: Tensor | None) -> Tensor:
+    if columns is None:
+        return rows
+    mean, rest, scale = columns  # (D,) each
+    treated: Tensor = ((rows.to(columns.dtype) - mean) - rest) * scale
+    return treated.to(rows.dtype)
 
 
 class Sums(NamedTuple):

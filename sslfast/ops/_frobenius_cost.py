@@ -47,13 +47,17 @@ def _products(a: Tensor, b: Tensor | None, route: str) -> tuple[int, int, int]:
     return dim, dim if b is None else b.shape[1], 1
 
 
-def cache_elements(a: Tensor, b: Tensor | None, route: str) -> int:
-    """Elements of the cache, in the accumulator dtype; 0 where the products are computed again.
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of one of them will be asked for."""
+    wanted = any(each is not None and each.requires_grad for each in tensors)
+    return torch.is_grad_enabled() and wanted
 
-    A forced route may have products beyond the operands: those are never held whole.
+
+def cache_elements(a: Tensor, b: Tensor | None, route: str, learns: bool) -> int:
+    """Elements of the cache, in the accumulator dtype; 0 without a gradient, and where products are
+    computed again: a forced route may have some beyond the operands, which are never held whole.
     """
-    learns = a.requires_grad or (b is not None and b.requires_grad)
-    if not torch.is_grad_enabled() or not learns:
+    if not learns:
         return 0
     elements = product_elements(a, b, route)
     if elements > strip_elements(a, b):

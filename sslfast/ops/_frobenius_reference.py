@@ -75,5 +75,6 @@ def reference_backward(
 
 
 def _wide(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    arguments = arguments.standardized()
     a = arguments.a.to(accumulator(arguments.a.dtype))
     return a, a if arguments.b is None else arguments.b.to(a.dtype)

@@ -105,15 +105,20 @@ def cross_frobenius(
     a, b = tile_operands(a, b)
     chosen = cost.choose_route(a, b) if route == "auto" else route
     arguments = Arguments(a, b, split_diagonal, chosen)
-    room = cost.cache_elements(a, b, chosen)
+    room = cost.cache_elements(a, b, chosen, cost.learns(a, b))
     total, diagonal, _ = _forward(*arguments, room, _backends.forced())
     return (total, diagonal) if split_diagonal else total
+
+
+_ARGUMENTS = (
+    "Tensor a, Tensor? b, bool split_diagonal, str route, Tensor? a_columns, Tensor? b_columns"
+)
 
 
 @torch.library.custom_op(
     "sslfast::cross_frobenius",
     mutates_args=(),
-    schema="(Tensor a, Tensor? b, bool split_diagonal, str route, int cache_elements, str backend)"
+    schema=f"({_ARGUMENTS}, int cache_elements, str backend)"
     " -> (Tensor total, Tensor diagonal, Tensor cache)",
 )
 def _forward(*given: Any) -> Sums:
@@ -137,7 +142,7 @@ def _(*given: Any) -> Sums:
 @torch.library.custom_op(
     "sslfast::cross_frobenius_backward",
     mutates_args=(),
-    schema="(Tensor dtotal, Tensor ddiagonal, Tensor a, Tensor? b, bool split_diagonal, str route,"
+    schema=f"(Tensor dtotal, Tensor ddiagonal, {_ARGUMENTS},"
     " Tensor diagonal, Tensor cache, bool need_a, bool need_b, str backend)"
     " -> (Tensor da, Tensor db)",
 )
@@ -152,7 +157,7 @@ def _backward(*given: Any) -> Gradients:
 
 @_backward.register_fake
 def _(*given: Any) -> Gradients:
-    _, _, a, b, _, _, _, _, need_a, need_b, _ = given
+    _, _, a, b, *_, need_a, need_b, _ = given
     return Gradients(
         a.new_empty(a.shape if need_a else 0),
         a.new_empty(b.shape if b is not None and need_b else 0),
@@ -160,7 +165,8 @@ def _(*given: Any) -> Gradients:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, b, ctx.split_diagonal, ctx.route, _, ctx.backend = inputs
+    a, b, ctx.split_diagonal, ctx.route, columns, _, _, ctx.backend = inputs
+    assert columns is None, "rows that are treated as they are read have an autograd of their own"
     ctx.save_for_backward(a, b, *output[1:])
     ctx.set_materialize_grads(False)
 
@@ -172,10 +178,10 @@ def _autograd(
     dtotal = diagonal.new_zeros(()) if dtotal is None else dtotal
     ddiagonal = torch.zeros_like(diagonal) if ddiagonal is None else ddiagonal
     needs = ctx.needs_input_grad[:2]
-    form = ctx.split_diagonal, ctx.route
+    form = ctx.split_diagonal, ctx.route, None, None
     gradients = _backward(dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, ctx.backend)
     wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return *wanted, None, None, None, None
+    return *wanted, *[None] * 6
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -22,6 +22,7 @@ DIAGONAL_ROWS, DIAGONAL_FEATURES = 64, 32
 
 
 def forward(arguments: Arguments, cache_elements: int) -> Sums:
+    arguments = arguments.standardized()
     a = arguments.a
     if len(a) == 0:
         return no_rows(arguments, cache_elements)
@@ -68,6 +69,7 @@ def backward(
 ) -> Gradients:
     if len(arguments.a) == 0:
         return no_rows_gradients(arguments, needs)
+    arguments = arguments.standardized()
     operands = Operands.of(arguments)
     kept = operands.kept(cache)
     incoming = Incoming(*(each.contiguous() for each in (dtotal, ddiagonal, diagonal)))

@@ -166,7 +166,7 @@ class Product {
         const T* from = out + (tile.row + i) * stride + tile.column + j;
         T* to = out + (tile.column + j) * stride + tile.row + i;
         if (from != to && i + L <= tile.rows && j + L <= tile.columns) {
-          transpose_square(from, stride, to, stride);
+          transpose_square(from, stride, to, stride, [](Vec<T> row) { return row; });
           continue;
         }
         for (int64_t c = 0; c < L && j + c < tile.columns; ++c)

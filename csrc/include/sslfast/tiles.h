@@ -73,45 +73,89 @@ T dot(const T* a, const T* b, int64_t n) {
   return total;
 }
 
-// Element (r, k) is base[r * row_stride + k * depth_stride]; one of the strides is 1.
+// What is done to the columns of a matrix as it is read: ((x - mean) - rest) scale; null: nothing.
+template <class T>
+struct Columns {
+  const T* mean = nullptr;
+  const T* rest = nullptr;
+  const T* scale = nullptr;
+
+  explicit operator bool() const { return mean; }
+  Columns from(int64_t column) const {
+    return mean ? Columns{mean + column, rest + column, scale + column} : Columns{};
+  }
+  SSLFAST_INLINE T of(T x, int64_t column) const {
+    return mean ? ((x - mean[column]) - rest[column]) * scale[column] : x;
+  }
+};
+
+// Element (r, k) is base[r * row_stride + k * depth_stride]; one of the strides is 1, and its index
+// is the column.
 template <class T>
 struct Operand {
   const T* base;
   int64_t rows, row_stride, depth_stride;
+  Columns<T> columns;
 
   const T* at(int64_t r, int64_t k) const { return base + r * row_stride + k * depth_stride; }
 };
 
 // Rows of a matrix, and its columns.
 template <class T>
-Operand<T> rows_of(const T* x, int64_t rows, int64_t stride) {
-  return {x, rows, stride, 1};
+Operand<T> rows_of(const T* x, int64_t rows, int64_t stride, Columns<T> columns = {}) {
+  return {x, rows, stride, 1, columns};
 }
 template <class T>
-Operand<T> columns_of(const T* x, int64_t columns, int64_t stride) {
-  return {x, columns, 1, stride};
+Operand<T> columns_of(const T* x, int64_t count, int64_t stride, Columns<T> columns = {}) {
+  return {x, count, 1, stride, columns};
 }
 
 // kPanel rows from row r on, `depth` deep from k on -> panel[depth][row], zero padded. One copy
 // serves both operands of a product: a register tile broadcasts from it and loads from it.
-template <class T>
-void pack_operand(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
+template <bool kColumns, class T>
+void pack_panel_of(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
   constexpr int P = kPanel<T>, L = kLanes<T>;
   const int64_t rows = x.rows - r < P ? x.rows - r : P;
   const bool across = x.row_stride == 1 && rows == P, along = x.depth_stride == 1 && rows == P;
+  struct Treat {  // of so many columns as lanes
+    Vec<T> mean, rest, scale;
+    SSLFAST_INLINE Vec<T> operator()(Vec<T> v) const {
+      return kColumns ? ((v - mean) - rest) * scale : v;
+    }
+  };
+  const auto treat = [&](int64_t column) {
+    const Columns<T>& c = x.columns;
+    return kColumns ? Treat{load(c.mean + column), load(c.rest + column), load(c.scale + column)}
+                    : Treat{};
+  };
   int64_t d = 0;
-  for (; across && d < depth; ++d) {
+  if (across) {
+    Treat treats[kTileVectors];
     SSLFAST_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) treats[v] = treat(r + v * L);
+    for (; d < depth; ++d) SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v)
-      store(panel + d * P + v * L, load(x.at(r + v * L, k + d)));
+      store(panel + d * P + v * L, treats[v](load(x.at(r + v * L, k + d))));
   }
   for (; along && d + L <= depth; d += L) {
+    const Treat treated = treat(k + d);
     SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v)
-      transpose_square(x.at(r + v * L, k + d), x.row_stride, panel + d * P + v * L, P);
+      transpose_square(x.at(r + v * L, k + d), x.row_stride, panel + d * P + v * L, P, treated);
   }
-  for (; d < depth; ++d)
-    for (int64_t c = 0; c < P; ++c) panel[d * P + c] = c < rows ? *x.at(r + c, k + d) : T(0);
+  for (; d < depth; ++d) {
+    for (int64_t c = 0; c < P; ++c) {
+      const int64_t column = x.row_stride == 1 ? r + c : k + d;
+      panel[d * P + c] = c < rows ? x.columns.of(*x.at(r + c, k + d), column) : T(0);
+    }
+  }
+}
+template <class T>
+void pack_operand(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
+  if (x.columns)
+    pack_panel_of<true>(x, r, k, depth, panel);
+  else
+    pack_panel_of<false>(x, r, k, depth, panel);
 }
 
 // All rows of x (rows, depth) -> panels that follow each other.

@@ -131,15 +131,16 @@ SSLFAST_INLINE Vec<T> interleave_high(Vec<T> a, Vec<T> b) {
 }
 #endif
 
-// A square of as many rows as lanes, from one matrix to another, transposed.
-template <class T>
-SSLFAST_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+// f of every row of a square of as many rows as lanes, from one matrix to another, transposed.
+template <class T, class F>
+SSLFAST_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride,
+                                     const F& f) {
   constexpr int L = kLanes<T>;
 #if defined(SSLFAST_SHUFFLES)
   // Interleaving the first half of the rows with the second, once for each bit of an index.
   Vec<T> rows[L], next[L];
   SSLFAST_UNROLL
-  for (int r = 0; r < L; ++r) rows[r] = load(from + r * from_stride);
+  for (int r = 0; r < L; ++r) rows[r] = f(load(from + r * from_stride));
   SSLFAST_UNROLL
   for (int stage = 1; stage < L; stage *= 2) {
     SSLFAST_UNROLL
@@ -153,8 +154,10 @@ SSLFAST_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, 
   SSLFAST_UNROLL
   for (int r = 0; r < L; ++r) store(to + r * to_stride, rows[r]);
 #else
-  for (int c = 0; c < L; ++c)
-    for (int r = 0; r < L; ++r) to[c * to_stride + r] = from[r * from_stride + c];
+  for (int r = 0; r < L; ++r) {
+    const Vec<T> row = f(load(from + r * from_stride));
+    for (int c = 0; c < L; ++c) to[c * to_stride + r] = row[c];
+  }
 #endif
 }
 

@@ -19,7 +19,12 @@ from sslfast.losses.redundancy._ranks import (
     num_rows_of,
     split_frobenius,
 )
+from sslfast.losses.redundancy._standardized import (
+    reads_columns,
+    split_frobenius_of_standardized,
+)
 from sslfast.ops._frobenius_arguments import ROUTES, Route
+from sslfast.ops._standardize_arguments import Rule
 from sslfast.ops.standardize import standardize
 
 EpsOn = Literal["variance", "deviation"]
@@ -75,14 +80,23 @@ class Correlation(NamedTuple):
         mean, variance = column_moments_of_ranks(embeddings, ddof=self.ddof)  # (D,), (D,)
         return standardize(embeddings, mean=mean, variance=variance, eps=eps, eps_on=eps_on)
 
+    def views_to_identity(self, view0: Tensor, view1: Tensor, lambda_param: float) -> Tensor:
+        """`to_identity` of two views as they are; their standardised rows need not be written."""
+        if self.gather_distributed or not (reads_columns(view0) and reads_columns(view1)):
+            a, b = self.standardize(view0, view1)
+            return self.to_identity(a, b, lambda_param)
+        dtype = torch.promote_types(view0.dtype, view1.dtype)
+        rule = Rule(self.ddof, float(self.eps), self.eps_on, unit_variance=True)
+        split = split_frobenius_of_standardized(view0.to(dtype), view1.to(dtype), rule, self.route)
+        return _to_identity(*split, len(view0), lambda_param)
+
     def to_identity(self, a: Tensor, b: Tensor, lambda_param: float) -> Tensor:
         """sum_i (C_ii - 1)^2 + lambda sum_{i != j} C_ij^2 of C = a^T b / N."""
         num_rows = num_rows_of(a, self.gather_distributed)
-        off_diagonal, diagonal = split_frobenius(
+        split = split_frobenius(
             a, b, gather_distributed=self.gather_distributed, route=self.route
         )  # (), (D,)
-        invariance = (diagonal / num_rows - 1).square().sum()
-        return invariance + (lambda_param / num_rows**2) * off_diagonal
+        return _to_identity(*split, num_rows, lambda_param)
 
     def squares(self, a: Tensor, b: Tensor) -> Tensor:
         """sum_ij C_ij^2 of C = a^T b / N."""
@@ -93,3 +107,10 @@ class Correlation(NamedTuple):
     def averaged_over_ranks(self, loss: Tensor) -> Tensor:
         """The global loss with the gradient that averaging over ranks is to find."""
         return averaged_over_ranks(loss, self.gather_distributed, self.grad_scale)
+
+
+def _to_identity(
+    off_diagonal: Tensor, diagonal: Tensor, num_rows: int, lambda_param: float
+) -> Tensor:
+    invariance = (diagonal / num_rows - 1).square().sum()
+    return invariance + (lambda_param / num_rows**2) * off_diagonal

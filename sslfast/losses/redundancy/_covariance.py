@@ -34,7 +34,9 @@ _standardize = STANDARDIZE.forward_op
 
 def covariance_squares(rows: Tensor, route: Route) -> tuple[Tensor, Tensor]:
     """S and the variances (D,) for rows (N, D); the centred rows are not kept."""
-    total, variance, _ = _CovarianceSquares.apply(rows, None, route, _backends.forced())  # type: ignore[no-untyped-call]
+    total, variance, _ = _CovarianceSquares.apply(
+        rows, None, route, _backends.forced(), cost.learns(rows)
+    )  # type: ignore[no-untyped-call]
     return total, variance
 
 
@@ -45,8 +47,13 @@ def covariance_squares_and_difference(
 
     Its gradient joins that of the covariance where it stands, one matrix less at the peak.
     """
+    return _apply(rows, others, route)
+
+
+def _apply(rows: Tensor, others: Tensor | None, route: Route) -> tuple[Tensor, Tensor, Tensor]:
+    learns = cost.learns(rows)  # inside, autograd is off
     found: tuple[Tensor, Tensor, Tensor]
-    found = _CovarianceSquares.apply(rows, others, route, _backends.forced())  # type: ignore[no-untyped-call]
+    found = _CovarianceSquares.apply(rows, others, route, _backends.forced(), learns)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -86,13 +93,13 @@ class _CovarianceSquares(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, others: Tensor | None, route: Route, backend: str
+        ctx: Any, rows: Tensor, others: Tensor | None, route: Route, backend: str, learns: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         centred, variance = _centred(rows, backend)  # (N, D), (D,)
         centred, _ = tile_operands(centred, None)
         chosen = cost.choose_route(centred, None) if route == "auto" else route
-        room = cost.cache_elements(centred, None, chosen)
-        total, diagonal, cache = _frobenius(centred, None, True, chosen, room, backend)
+        room = cost.cache_elements(centred, None, chosen, learns)
+        total, diagonal, cache = _frobenius(centred, None, True, chosen, None, None, room, backend)
         ctx.save_for_backward(rows, others, diagonal, cache)
         ctx.options = centred.dtype, chosen, backend
         similarity = total.new_zeros(()) if others is None else _mean_square(rows, others)
@@ -108,7 +115,7 @@ class _CovarianceSquares(torch.autograd.Function):
         needs_rows, needs_others = ctx.needs_input_grad[:2]
         drows: Tensor | None = None
         if needs_rows:
-            form = (None, True, route, diagonal, cache, True, False, backend)
+            form = (None, True, route, None, None, diagonal, cache, True, False, backend)
             ddiagonal = dvariance / (len(rows) - 1)  # (D,)
             centred = _centred(rows, backend)[0].to(dtype)  # (N, D)
             drows, _ = _frobenius_backward(dtotal, ddiagonal, centred, *form)
@@ -118,7 +125,7 @@ class _CovarianceSquares(torch.autograd.Function):
             difference = _difference(rows, others).mul_(2 * dsimilarity / rows.numel())
             drows = drows.add_(difference) if drows is not None else None
             dothers = difference.neg_().to(others.dtype) if needs_others else None
-        return None if drows is None else drows.to(rows.dtype), dothers, None, None
+        return None if drows is None else drows.to(rows.dtype), dothers, None, None, None
 
 
 class _Centre(torch.autograd.Function):

@@ -88,8 +88,8 @@ def barlow_twins_loss(
     check_weights(lambda_param, scale_loss)
     how.check()
     how.check_batch("embeddings0", embeddings0)
-    a, b = how.standardize(embeddings0, embeddings1)  # (N, D) each
-    return how.averaged_over_ranks(scale_loss * how.to_identity(a, b, lambda_param))
+    loss = scale_loss * how.views_to_identity(embeddings0, embeddings1, lambda_param)
+    return how.averaged_over_ranks(loss)
 
 
 class BarlowTwinsLoss(nn.Module):
