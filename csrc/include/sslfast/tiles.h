@@ -89,13 +89,14 @@ struct Columns {
   }
 };
 
-// Element (r, k) is base[r * row_stride + k * depth_stride]; one of the strides is 1, and its index
-// is the column.
+// Element (r, k) is base[r * row_stride + k * depth_stride]: rows of a matrix, or its columns as
+// rows.
 template <class T>
 struct Operand {
   const T* base;
   int64_t rows, row_stride, depth_stride;
   Columns<T> columns;
+  bool transposed;  // r counts the columns; strides do not tell, where the matrix has one
 
   const T* at(int64_t r, int64_t k) const { return base + r * row_stride + k * depth_stride; }
 };
@@ -103,11 +104,11 @@ struct Operand {
 // Rows of a matrix, and its columns.
 template <class T>
 Operand<T> rows_of(const T* x, int64_t rows, int64_t stride, Columns<T> columns = {}) {
-  return {x, rows, stride, 1, columns};
+  return {x, rows, stride, 1, columns, false};
 }
 template <class T>
 Operand<T> columns_of(const T* x, int64_t count, int64_t stride, Columns<T> columns = {}) {
-  return {x, count, 1, stride, columns};
+  return {x, count, 1, stride, columns, true};
 }
 
 // kPanel rows from row r on, `depth` deep from k on -> panel[depth][row], zero padded. One copy
@@ -116,7 +117,7 @@ template <bool kColumns, class T>
 void pack_panel_of(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
   constexpr int P = kPanel<T>, L = kLanes<T>;
   const int64_t rows = x.rows - r < P ? x.rows - r : P;
-  const bool across = x.row_stride == 1 && rows == P, along = x.depth_stride == 1 && rows == P;
+  const bool across = x.transposed && rows == P, along = !x.transposed && rows == P;
   struct Treat {  // of so many columns as lanes
     Vec<T> mean, rest, scale;
     SSLFAST_INLINE Vec<T> operator()(Vec<T> v) const {
@@ -145,7 +146,7 @@ void pack_panel_of(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* 
   }
   for (; d < depth; ++d) {
     for (int64_t c = 0; c < P; ++c) {
-      const int64_t column = x.row_stride == 1 ? r + c : k + d;
+      const int64_t column = x.transposed ? r + c : k + d;
       panel[d * P + c] = c < rows ? x.columns.of(*x.at(r + c, k + d), column) : T(0);
     }
   }
