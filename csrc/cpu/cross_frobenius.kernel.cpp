@@ -44,8 +44,6 @@ double tile_dot(const Tile& tile, const T* x, const T* y, int64_t stride) {
   return sum;
 }
 
-inline void nothing(const Tile&) {}
-
 // The products of one problem: whole where they are kept or fit the scratch, else so many of their
 // rows at a time (N of a Gram, D of a^T b) as fit it.
 template <class T>

@@ -71,10 +71,7 @@ struct Tile {
 template <class T>
 class Product {
  public:
-  // Elements of packing memory.
-  static int64_t packing(int64_t n, int64_t m, int64_t depth) {
-    return PackedOperand<T>::size(n, depth) + PackedOperand<T>::size(m, depth);
-  }
+  // packing: memory for `PackedOperand::size` of x, and of y where there is one.
   Product(const Pool& pool, T* packing, const Operand<T>& x, const Operand<T>* y, int64_t depth)
       : pool_(pool),
         x_(x),
