@@ -124,6 +124,8 @@ class Primitive:
         peak_bytes: most memory above the inputs that a native backend may hold at any time,
             outputs and gradients included; arguments as `flops`.
         properties: identities that every backend keeps.
+        memory: the forms whose peak is measured against `peak_bytes`, by name: the arguments for N
+            rows of D features, float32 on the CPU. Twice the rows take at most twice the memory.
         tolerances: overrides of the error rule by (backend, dtype).
     """
 
@@ -142,7 +144,12 @@ class Primitive:
     bytes: Callable[..., int]
     peak_bytes: Callable[..., int]
     properties: tuple[Property, ...] = ()
+    memory: Mapping[str, Callable[[int, int], dict[str, Any]]] = field(default_factory=dict)
     tolerances: Mapping[tuple[str, torch.dtype], Tolerance] = field(default_factory=dict)
+
+    def learning(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Names of the arguments that receive gradients."""
+        return [n for n in self.differentiable if isinstance(arguments.get(n), Tensor)]
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,9 @@ class Loss:
         primitives: names in `PRIMITIVES`.
         paper: reference with section.
         samples: keyword arguments of `functional`.
+        constants: floating arguments that nobody learns through: a queue of past rows, a teacher.
+        amplification: from the arguments, by how much the rounding of a row is larger in the loss:
+            the size of its logits, where rows of norm 1 are divided by a temperature.
     """
 
     name: str
@@ -168,6 +178,23 @@ class Loss:
     primitives: tuple[str, ...]
     paper: str
     samples: tuple[Sample, ...]
+    constants: tuple[str, ...] = ()
+    amplification: Callable[[Mapping[str, Any]], float] = lambda arguments: 1.0
+
+    def learning(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Names of the arguments that receive gradients: floating tensors but for `constants`."""
+        return [
+            name
+            for name, value in arguments.items()
+            if isinstance(value, Tensor)
+            and value.is_floating_point()
+            and name not in self.constants
+        ]
+
+    def tolerance(self, arguments: Mapping[str, Any]) -> Tolerance:
+        """A logit carries as many eps as it is large into the loss and its gradient."""
+        floor = max(Tolerance.floor, self.amplification(arguments))
+        return Tolerance(floor=floor, reason="logits are rounded to eps times their size")
 
 
 PRIMITIVES: dict[str, Primitive] = {}

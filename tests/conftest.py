@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
 import sslfast
 from sslfast import _backends, _library
@@ -48,6 +50,15 @@ def require_backend(name: str) -> None:
     if REQUIRE_NATIVE and not compiled_elsewhere:
         pytest.fail(f"SSLFAST_REQUIRE_NATIVE=1, but {name} cannot run: {reason}")
     pytest.skip(f"{name}: {reason}")
+
+
+@contextmanager
+def or_skip() -> Iterator[None]:
+    """Skip a test, or a whole module, with the reason, where a peer's library is not there."""
+    try:
+        yield
+    except ImportError as error:
+        pytest.skip(str(error), allow_module_level=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,3 +107,9 @@ def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(2026)
+
+
+def value_and_gradients(loss: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The 0-dim loss of these leaves, and the gradient of each."""
+    value = loss(*tensors)
+    return [value.detach(), *torch.autograd.grad(value, tensors)]

@@ -17,6 +17,11 @@ def views(num_images: int = 6, dim: int = 5, seed: int = 0, **options: Any) -> t
     return tuple((content + part).to(**options) for part in noise)
 
 
+def leaves(*shape: int, **options: Any) -> tuple[Tensor, ...]:
+    """Both views, which learn."""
+    return tuple(view.requires_grad_() for view in views(*shape, **options))
+
+
 def unit_rows(num_rows: int, dim: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(num_rows, dim, generator=generator, dtype=torch.float64))

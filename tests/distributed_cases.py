@@ -7,10 +7,10 @@ the sample as it is; here it is run under `DistributedDataParallel` on 2 and 4 p
 - The batch size N of such a sample is a multiple of 4. Every tensor whose first dimension is N
   (that of the first tensor argument) is split among the ranks in rank order: embeddings, features,
   labels, targets. Everything else is the same on every rank.
-- Floating tensors of two or more dimensions that are split pass through a linear encoder, one
-  for all of the same width, whose gradient `DistributedDataParallel` averages; 0-dim floating
-  tensors (a temperature, a logit scale) become parameters, so make the temperature a tensor where
-  it may be learnable.
+- Floating tensors of two or more dimensions that are split, but for the loss's `constants`, pass
+  through a linear encoder, one for all of the same width, whose gradient
+  `DistributedDataParallel` averages; 0-dim floating tensors (a temperature, a logit scale) become
+  parameters, so make the temperature a tensor where it may be learnable.
 - The mean over ranks of the loss must be the loss of the whole batch, the averaged gradient of
   the parameters its gradient, and W times (W ranks) its gradient with respect to a rank's rows
   what this rank's rows receive.
@@ -73,7 +73,7 @@ class Encoded(nn.Module):
         learnable = {n: v for n, v in options.items() if isinstance(v, Tensor) and v.ndim == 0}
         self.learnable = nn.ParameterDict({n: nn.Parameter(v) for n, v in learnable.items()})
         self.options = {name: value for name, value in options.items() if name not in learnable}
-        widths = {arguments[n].shape[-1]: None for n in rows if encodable(arguments[n])}
+        widths = {arguments[n].shape[-1]: None for n in rows if encodable(loss, n, arguments[n])}
         torch.manual_seed(0)
         self.encoders = nn.ModuleDict(
             {str(dim): nn.Linear(dim, dim, bias=False, dtype=torch.float64) for dim in widths}
@@ -81,15 +81,15 @@ class Encoded(nn.Module):
 
     def forward(self, rows: Mapping[str, Tensor]) -> Tensor:
         encoded = {
-            name: self.encoders[str(v.shape[-1])](v) if encodable(v) else v
+            name: self.encoders[str(v.shape[-1])](v) if encodable(self.loss, name, v) else v
             for name, v in rows.items()
         }
         loss: Tensor = self.loss.functional(**encoded, **self.learnable, **self.options)
         return loss
 
 
-def encodable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.ndim >= 2
+def encodable(loss: Loss, name: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim >= 2 and name not in loss.constants
 
 
 def split_names(arguments: Mapping[str, Any]) -> list[str]:
@@ -105,7 +105,7 @@ def run(case: GatherCase) -> dict[str, Tensor]:
     rows = {}
     for name in split_names(arguments):
         part = arguments[name].chunk(world_size())[rank()].clone()
-        rows[name] = part.requires_grad_() if encodable(part) else part
+        rows[name] = part.requires_grad_() if encodable(case.loss, name, part) else part
     model: nn.Module = Encoded(case.loss, arguments)
     if world_size() > 1:
         model = DistributedDataParallel(model)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from test_losses import differentiable, tolerance
 from torch import Tensor
 
 import sslfast
 from sslfast import _backends
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Primitive, Sample, Tolerance
-from sslfast.testing import CaseReport, cast, check_case, evaluate
+from sslfast.testing import CaseReport, as_tuple, cast, check_case, continuous, evaluate
 
 Device = torch.device | str
 Results = dict[str, Tensor]
@@ -158,8 +157,8 @@ def check_loss(loss: Loss, sample: Sample, precision: str, device: Device) -> Ca
             arguments,
             dtype=dtype,
             device=device,
-            differentiable=differentiable(arguments),
-            tolerance=tolerance(arguments),
+            differentiable=loss.learning(arguments),
+            tolerance=loss.tolerance(arguments),
             rounding=torch.float16 if precision == "tf32" else dtype,
         ).require()
 
@@ -211,14 +210,15 @@ def with_cotangents(
     case: BackendCase, arguments: Mapping[str, Any], arrange: Callable[[Tensor], Tensor]
 ) -> Results:
     """Values and gradients of leaves that keep their strides, as `evaluate`'s clones may not."""
-    names = [n for n in case.primitive.differentiable if isinstance(arguments.get(n), Tensor)]
+    names = case.primitive.learning(arguments)
     leaves = {name: arguments[name].detach().requires_grad_() for name in names}
     outputs = as_tuple(case.primitive.function(**{**arguments, **leaves}))
-    weights = [torch.linspace(0.5, 1.5, max(o.numel(), 1))[: o.numel()] for o in outputs]
+    learning = continuous(outputs)
+    weights = [torch.linspace(0.5, 1.5, max(o.numel(), 1))[: o.numel()] for o in learning]
     cotangents = [
-        arrange(weight.view(o.shape).to(o)) for weight, o in zip(weights, outputs, strict=True)
+        arrange(weight.view(o.shape).to(o)) for weight, o in zip(weights, learning, strict=True)
     ]
-    gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    gradients = torch.autograd.grad(learning, list(leaves.values()), cotangents)
     results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
     return {**results, **dict(zip(names, gradients, strict=True))}
 
@@ -236,13 +236,13 @@ class Step:
             else value
             for name, value in arguments.items()
         }
-        outputs = as_tuple(function(**self.static))
-        self.cotangents = [torch.full_like(output, 0.75) for output in outputs]
+        learning = continuous(function(**self.static))
+        self.cotangents = [torch.full_like(output, 0.75) for output in learning]
 
     def __call__(self) -> Results:
         outputs = as_tuple(self.function(**self.static))
         wanted = [self.static[name] for name in self.leaves]
-        gradients = torch.autograd.grad(outputs, wanted, self.cotangents)
+        gradients = torch.autograd.grad(continuous(outputs), wanted, self.cotangents)
         results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
         return {**results, **dict(zip(self.leaves, gradients, strict=True))}
 
@@ -278,10 +278,6 @@ def assert_bitwise(actual: Results, expected: Results) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
-
-
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def first_of(size: str, samples: tuple[Sample, ...]) -> Sample:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import or_skip
 from torch import Tensor
 
 from sslfast import cli
@@ -23,7 +24,6 @@ from sslfast.bench import (
     machine,
     peers,
     plots,
-    redundancy,
     suite,
     timing,
     work,
@@ -38,8 +38,9 @@ from sslfast.testing import cast, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"N": 11, "D": 5, "K": 9, "C": 3, "V": 2}
+OTHER_SIZE = 7  # of a letter that a family has for itself
 OWN = f"sslfast {default_backend()}"
-FAMILY_WORKLOADS = [w for family in (contrastive, redundancy) for w in family.workloads()]
+FAMILY_WORKLOADS = [w for module in suite.family_modules() for w in module.workloads()]
 ON_CPU = [workload.name for workload in FAMILY_WORKLOADS if workload.shapes]
 FORMULAS = [
     pytest.param(workload.name, name, id=f"{workload.name}-{name}")
@@ -53,7 +54,7 @@ HAVE_LIGHTLY = [workload.name for workload in FAMILY_WORKLOADS if "lightly" in w
 def tiny_case(name: str = "NTXentLoss") -> Case:
     workload = workloads()[name]
     shape = (workload.shapes or workload.gpu_shapes or ({},))[0]
-    return workload.at({letter: SIZES[letter] for letter in shape})
+    return workload.at({letter: SIZES.get(letter, OTHER_SIZE) for letter in shape})
 
 
 def reading(**changes: object) -> Row:
@@ -115,14 +116,42 @@ def test_a_loss_without_shapes_of_its_own_runs_on_its_typical_samples(
 
 
 def test_sizes_replace_those_of_the_cases() -> None:
-    shapes = [case.shape for case in suite.select(["contrastive"], [{"N": 7}], None)]
+    shapes = [case.shape for case in suite.select(["contrastive"], [(7, None)], None)]
     assert {shape["N"] for shape in shapes} == {7}
     assert {shape["D"] for shape in shapes} == {128, 512}
-    assert suite.parse_size("4096x64") == {"N": 4096, "D": 64}
+    assert (suite.parse_size("4096"), suite.parse_size("4096x64")) == ((4096, None), (4096, 64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "resized"),
+    [
+        ({"B": 1024, "n": 11}, (7, 5), {"B": 7, "n": 5}),
+        ({"N": 512, "K": 65536, "D": 128}, (7, None), {"N": 7, "K": 65536, "D": 128}),
+        ({"B": 1024}, (7, 5), {"B": 7}),
+    ],
+)
+def test_rows_come_first_and_their_width_last(
+    shape: dict[str, int], size: suite.Size, resized: dict[str, int]
+) -> None:
+    """Whatever a family calls them."""
+    workload = replace(tiny_case().workload, shapes=(shape,))
+    (found,) = suite._resized(workload, [size], "cpu")
+    assert found == resized
+    case = workload.at(found)
+    assert case.rows == 7
+    assert case.width == (list(resized.values())[-1] if len(resized) > 1 else None)
+
+
+def test_first_size_of_what_eager_fits() -> None:
+    cases = suite.select(["contrastive"], (), None, "cuda", first=True)
+    workloads_of = [case.workload for case in cases]
+    assert len(workloads_of) == len({workload.name for workload in workloads_of}) > 3
+    assert all(workload.eager for workload in workloads_of)
+    assert all(case.shape == dict(case.workload.shapes_on("cuda")[0]) for case in cases)
 
 
 def test_quick_keeps_the_small_cases() -> None:
-    sizes = [case.shape.get("N", 0) for case in suite.select(["contrastive"], (), 1024)]
+    sizes = [case.rows or 0 for case in suite.select(["contrastive"], (), 1024)]
     assert sizes
     assert max(sizes) == 1024
 
@@ -304,10 +333,8 @@ def test_chunked_forms_compute_the_same(name: str, monkeypatch: pytest.MonkeyPat
 def test_lightly_computes_the_same(name: str) -> None:
     case = tiny_case(name)
     inputs = case.inputs()
-    try:
+    with or_skip():
         contestant = enter(case.workload, "lightly")
-    except ImportError as error:
-        pytest.skip(str(error))
     torch.testing.assert_close(contestant.objective(**inputs), case.workload.fused(**inputs))
     placeholder = sys.modules.get("torchvision")
     assert placeholder is None or placeholder.__spec__ is not None

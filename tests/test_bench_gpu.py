@@ -291,8 +291,8 @@ def test_shapes_belong_to_their_device(capsys: pytest.CaptureFixture[str]) -> No
     assert "NTXentLoss N=16384 D=128" in on_gpu - on_cpu
     assert "NTXentLoss N=256 D=128" in on_cpu - on_gpu
     assert "InfoNCELoss with a queue N=512 K=65536 D=128" in on_cpu & on_gpu
-    resized = suite.select(["contrastive"], [{"N": 7}], None, "cuda")
-    assert all(case.shape["N"] == 7 and case.workload.eager for case in resized)
+    resized = suite.select(["contrastive"], [(7, None)], None, "cuda")
+    assert all(case.rows == 7 and case.workload.eager for case in resized)
     assert cli.main(["bench", "--list", "--device", "cuda"]) == 0
     assert "CLIPLoss beyond eager" in capsys.readouterr().out
 

@@ -31,12 +31,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What was compiled, in order; the compiler is not asked."""
-    seen: list[tuple[str, str]] = []
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What was compiled, in order, with its macros; the compiler is not asked."""
+    seen: list[tuple[str, ...]] = []
 
-    def compile_source(name: str, arch: str) -> bytes:
-        seen.append((name, arch))
+    def compile_source(name: str, arch: str, defines: tuple[str, ...] = ()) -> bytes:
+        seen.append((name, arch, *defines))
         return f"cubin {len(seen)}".encode()
 
     monkeypatch.setattr(_nvrtc, "compile_source", compile_source)
@@ -81,7 +81,7 @@ def test_every_kernel_stays_in_registers(arch: str) -> None:
             assert each.registers <= 64, kernel
 
 
-def test_cubin_is_kept_in_memory_and_on_disk(cache: Path, compiled: list[tuple[str, str]]) -> None:
+def test_cubin_is_kept_in_memory_and_on_disk(cache: Path, compiled: list[tuple[str, ...]]) -> None:
     first = _nvrtc.cubin("l2_normalize", "sm_80")
     assert _nvrtc.cubin("l2_normalize", "sm_80") == first
     assert _nvrtc.cubin("l2_normalize", "sm_90a") != first
@@ -89,6 +89,18 @@ def test_cubin_is_kept_in_memory_and_on_disk(cache: Path, compiled: list[tuple[s
     assert _nvrtc.cubin("l2_normalize", "sm_80") == first
     assert compiled == [("l2_normalize", "sm_80"), ("l2_normalize", "sm_90a")]
     assert len(list(cache.iterdir())) == 2
+
+
+def test_each_set_of_macros_is_a_cubin_of_its_own(
+    cache: Path, compiled: list[tuple[str, ...]]
+) -> None:
+    for _ in range(2):
+        seen = {_nvrtc.cubin("l2_normalize", "sm_80", given) for given in ((), ("A=1",), ("A=2",))}
+        assert len(seen) == 3
+        _nvrtc.cubin.cache_clear()
+    rows = ("l2_normalize", "sm_80")
+    assert compiled == [rows, (*rows, "A=1"), (*rows, "A=2")]
+    assert "-DA=1" in _nvrtc.options("sm_80", ("A=1",))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +114,7 @@ def test_cubin_is_kept_in_memory_and_on_disk(cache: Path, compiled: list[tuple[s
     ids=["short", "empty", "no digest", "changed"],
 )
 def test_damaged_cubin_is_compiled_again(
-    cache: Path, compiled: list[tuple[str, str]], damage: Callable[[bytes], bytes]
+    cache: Path, compiled: list[tuple[str, ...]], damage: Callable[[bytes], bytes]
 ) -> None:
     whole = _nvrtc.cubin("l2_normalize", "sm_80")
     (file,) = cache.iterdir()
@@ -118,7 +130,7 @@ def test_damaged_cubin_is_compiled_again(
 
 def test_changed_source_is_compiled_again(
     cache: Path,
-    compiled: list[tuple[str, str]],
+    compiled: list[tuple[str, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -136,7 +148,7 @@ def test_changed_source_is_compiled_again(
 
 
 def test_no_place_to_keep_cubins_is_told_and_survived(
-    cache: Path, compiled: list[tuple[str, str]]
+    cache: Path, compiled: list[tuple[str, ...]]
 ) -> None:
     cache.parent.write_text("a file where a folder is needed")
     with pytest.warns(UserWarning, match="compiled kernels cannot be kept"):

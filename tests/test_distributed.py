@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import distributed_cases
 import distributed_clip
 import pytest
 import torch
 import torch.distributed as dist
+from rank_processes import needs_gloo, on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,9 +23,7 @@ from sslfast.losses.contrastive.ntxent import _ntxent_eager
 NUM_IMAGES = 24
 CASES = list(product((0.5, 0.05), (torch.float32, torch.float64), (False, True)))
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
+pytestmark = needs_gloo
 
 
 class ContrastiveModel(nn.Module):
@@ -120,11 +119,8 @@ def unequal_batches_message() -> str:
     return "no error"
 
 
-def worker(index: int, num_ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=index, world_size=num_ranks)
-    results = {
+def find() -> dict[str, Any]:
+    return {
         "ntxent": ntxent_cases(),
         "eager": eager_case(),
         "compiled": compiled_case(),
@@ -136,16 +132,12 @@ def worker(index: int, num_ranks: int, folder: str) -> None:
         "clip errors": distributed_clip.messages(),
         "losses": {str(case): distributed_cases.run(case) for case in distributed_cases.CASES},
     }
-    torch.save(results, f"{folder}/{index}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory) -> list[dict]:
     """What each rank found, in rank order."""
-    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
-    torch.multiprocessing.spawn(worker, (request.param, str(folder)), nprocs=request.param)
-    return [torch.load(Path(folder, f"{index}.pt")) for index in range(request.param)]
+    return on_ranks(find, request.param, tmp_path_factory.mktemp(f"ranks{request.param}"))
 
 
 def test_every_loss_that_gathers_has_a_sample_that_does():

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from pathlib import Path
-
 import distributed_redundancy as cases
 import pytest
 import torch
-import torch.distributed as dist
+from rank_processes import needs_gloo, on_ranks
 
 from sslfast import cross_frobenius
 from sslfast.distributed import (
@@ -19,31 +16,13 @@ from sslfast.distributed import (
 from sslfast.distributed.frobenius import cheaper_route
 from sslfast.functional import barlow_twins_loss
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
-
-
-def worker(index: int, num_ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=index,
-        world_size=num_ranks,
-        timeout=timedelta(seconds=120),
-    )
-    torch.save(cases.run(), f"{folder}/{index}.pt")
-    dist.destroy_process_group()
+pytestmark = needs_gloo
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory) -> list[dict]:
     """What each rank found, in rank order."""
-    folder = tmp_path_factory.mktemp(f"redundancy{request.param}")
-    torch.multiprocessing.spawn(worker, (request.param, str(folder)), nprocs=request.param)
-    names = [Path(folder, f"{index}.pt") for index in range(request.param)]
-    return [torch.load(name, weights_only=False) for name in names]
+    return on_ranks(cases.run, request.param, tmp_path_factory.mktemp(f"ranks{request.param}"))
 
 
 @pytest.mark.parametrize("case", cases.PRODUCTS, ids=str)

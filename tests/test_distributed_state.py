@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from rank_processes import needs_gloo, on_ranks
 from torch import Tensor
 
 from sslfast.distributed import rank, world_size
@@ -18,9 +17,7 @@ from sslfast.losses import DirectPredictor, TiCoLoss
 STEPS = 3
 NUM_ROWS, DIM = 24, 10
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
+pytestmark = needs_gloo
 
 
 def batch(seed: int, dim: int = DIM) -> Tensor:
@@ -95,29 +92,22 @@ def message(*batches: Tensor) -> str:
     return "no error"
 
 
-def worker(index: int, num_ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=index, world_size=num_ranks)
-    results = {
+def find() -> dict[str, Any]:
+    return {
         "tico": tico(),
         "predictor": predictor(),
         "exact": [spread(dim, "exact") for dim in (DIM, 50)],
         "reference": [spread(dim, "reference") for dim in (DIM, 50)],
         "spectra": spectra(),
-        "empty": message(*([torch.ones(2, 3)] if index else [])),
-        "other dim": message(torch.ones(2, 3 + (index == 0))),
+        "empty": message(*([torch.ones(2, 3)] if rank() else [])),
+        "other dim": message(torch.ones(2, 3 + (rank() == 0))),
     }
-    torch.save(results, f"{folder}/{index}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory) -> list[dict[str, Any]]:
     """What each rank found, in rank order."""
-    folder = tmp_path_factory.mktemp(f"state{request.param}")
-    torch.multiprocessing.spawn(worker, (request.param, str(folder)), nprocs=request.param)
-    return [torch.load(Path(folder, f"{index}.pt")) for index in range(request.param)]
+    return on_ranks(find, request.param, tmp_path_factory.mktemp(f"ranks{request.param}"))
 
 
 def test_tico_of_ranks_is_that_of_the_whole_step_after_step(ranks):

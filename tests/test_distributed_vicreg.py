@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from rank_processes import needs_gloo, on_ranks
 from torch import Tensor
 from vicreg_inputs import normal
 
@@ -27,9 +27,7 @@ CASES = list(
     )
 )
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch without gloo"
-)
+pytestmark = needs_gloo
 
 
 def own(batch: Tensor) -> Tensor:
@@ -99,23 +97,15 @@ def rows() -> list[Tensor]:
     return tensors("vicreg")
 
 
-def worker(index: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=index, world_size=NUM_RANKS)
-    results = {str(case): one_case(*case) for case in CASES}
-    results["lightly"] = with_lightly()
-    results["lonely"] = lonely_row()
-    torch.save(results, f"{folder}/{index}.pt")
-    dist.destroy_process_group()
+def find() -> dict[str, Any]:
+    cases = {str(case): one_case(*case) for case in CASES}
+    return {**cases, "lightly": with_lightly(), "lonely": lonely_row()}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     """What each rank found, in rank order."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=NUM_RANKS)
-    return [torch.load(Path(folder, f"{index}.pt")) for index in range(NUM_RANKS)]
+    return on_ranks(find, NUM_RANKS, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

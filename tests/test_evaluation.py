@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sslfast.evaluation import embed, knn_predict, knn_top1, rankme, train_supervised
+from sslfast.evaluation import embed, knn_accuracy, knn_predict, rankme, train_supervised
 
 
 def _clusters(rows: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -21,16 +21,61 @@ def _clusters(rows: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_knn_finds_separable_clusters() -> None:
     gallery, labels = _clusters(200, seed=0)
     queries, truth = _clusters(50, seed=1)
-    assert knn_top1(gallery, labels, queries, truth, k=20) == 1.0
-    assert knn_top1(gallery, labels, queries, (truth + 1) % 4, k=20) == 0.0
+    assert knn_accuracy(gallery, labels, queries, truth, k=20) == 1.0
+    assert knn_accuracy(gallery, labels, queries, (truth + 1) % 4, k=20) == 0.0
 
 
 def test_knn_does_not_depend_on_chunks_or_row_lengths() -> None:
     gallery, labels = _clusters(100, seed=2)
     queries = torch.randn(37, 16, generator=torch.Generator().manual_seed(3))
     whole = knn_predict(gallery, labels, queries, k=10)
-    assert torch.equal(whole, knn_predict(gallery, labels, queries, k=10, chunk=5))
+    parts = [knn_predict(gallery, labels, rows, k=10) for rows in queries.split(5)]
+    assert torch.equal(whole, torch.cat(parts))
     assert torch.equal(whole, knn_predict(7 * gallery, labels, 0.1 * queries, k=10))
+
+
+@pytest.mark.parametrize("k", [1, 7, 90, 500])
+def test_knn_is_the_vote_by_classes(k: int) -> None:
+    """Against an N x classes table of votes, with classes that nobody is in."""
+    generator = torch.Generator().manual_seed(8)
+    gallery, queries = (torch.randn(rows, 5, generator=generator) for rows in (90, 40))
+    labels = 3 * torch.randint(9, (90,), generator=generator)
+    cosine = nn.functional.normalize(queries) @ nn.functional.normalize(gallery).T
+    similarity, index = cosine.double().topk(min(k, 90), dim=1)
+    votes = torch.zeros(40, 30, dtype=torch.float64)
+    votes.scatter_add_(1, labels[index], ((similarity - 1) / 0.3).exp())
+    expected = votes.argsort(dim=1, descending=True)
+    chosen = {"k": k, "temperature": 0.3}
+    assert torch.equal(knn_predict(gallery, labels, queries, **chosen), expected[:, 0])
+    truth = labels[:40]
+    for top in (1, 2, 5, 40):
+        named = (expected == truth[:, None]) & (votes.gather(1, expected) > 0)
+        share = named[:, :top].any(1).double().mean()
+        assert knn_accuracy(gallery, labels, queries, truth, top=top, **chosen) == share
+
+
+def test_knn_ties_go_to_lower_rows_and_lower_classes() -> None:
+    gallery = torch.ones(4, 2)
+    labels = torch.tensor([9, 2, 2, 5])
+    query = torch.ones(1, 2)
+    assert knn_predict(gallery, labels, query, k=1).item() == 9
+    assert knn_predict(gallery, labels, query, k=2).item() == 2
+    assert knn_predict(gallery, labels.flip(0), query, k=2).item() == 2
+    assert knn_predict(gallery, torch.tensor([9, 7, 9, 7]), query, k=4).item() == 7
+
+
+def test_knn_of_a_small_gallery_and_of_no_queries() -> None:
+    gallery, labels = _clusters(3, seed=9)
+    assert torch.equal(
+        knn_predict(gallery, labels, gallery, k=200), knn_predict(gallery, labels, gallery, k=3)
+    )
+    assert knn_predict(gallery, labels, gallery[:0]).shape == (0,)
+
+
+def test_knn_memory_does_not_grow_with_classes() -> None:
+    gallery, labels = _clusters(40, seed=10)
+    expected = knn_predict(gallery, labels, gallery, k=5)
+    assert torch.equal(knn_predict(gallery, labels + (1 << 40), gallery, k=5), expected + (1 << 40))
 
 
 def test_knn_weights_by_exp_of_similarity_over_temperature() -> None:
@@ -53,8 +98,8 @@ def test_knn_at_a_tiny_temperature_is_the_nearest_neighbour() -> None:
     ("change", "message"),
     [
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be finite and above 0, got 0.0"),
+        ({"gallery": torch.full((8, 16), math.nan)}, "gallery must be finite"),
         ({"queries": torch.ones(2, 3)}, "queries must have the gallery's D = 16, got 3"),
         ({"gallery_labels": torch.zeros(3, dtype=torch.long)}, "gallery_labels must be integers"),
         ({"gallery": torch.ones(8)}, "gallery must be a floating-point"),
@@ -67,10 +112,16 @@ def test_knn_names_the_bad_argument(change: dict[str, object], message: str) -> 
         knn_predict(**arguments)
 
 
-def test_knn_top1_wants_a_label_for_every_query() -> None:
+def test_knn_accuracy_refuses_top_0() -> None:
+    gallery, labels = _clusters(8, seed=0)
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        knn_accuracy(gallery, labels, gallery, labels, top=0)
+
+
+def test_knn_accuracy_wants_a_label_for_every_query() -> None:
     gallery, labels = _clusters(8, seed=0)
     with pytest.raises(ValueError, match="query_labels"):
-        knn_top1(gallery, labels, gallery, labels[:3])
+        knn_accuracy(gallery, labels, gallery, labels[:3])
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -113,4 +164,4 @@ def test_supervised_training_learns_separable_labels() -> None:
         encoder, 4, 4, lambda: ((rows,), labels), range(60), 60, lr=0.05, weight_decay=0.0
     )
     with torch.no_grad():
-        assert knn_top1(encoder(rows), labels, encoder(rows), labels, k=20) == 1.0
+        assert knn_accuracy(encoder(rows), labels, encoder(rows), labels, k=20) == 1.0

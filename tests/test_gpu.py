@@ -18,8 +18,7 @@ import gpu_harness as harness
 import pytest
 import torch
 from gpu_harness import BackendCase, Step
-from memory_cases import FORMS
-from test_losses import differentiable
+from memory_cases import FORMS, arguments_of
 from test_ops_registration import check_ops
 from torch import Tensor
 
@@ -27,7 +26,7 @@ import sslfast
 from sslfast import _backends
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Sample
 from sslfast.bench.formulas import probed_logsumexp
-from sslfast.testing import cast
+from sslfast.testing import as_tuple, cast, continuous
 
 pytestmark = pytest.mark.gpu
 
@@ -128,7 +127,7 @@ def test_inductor_compiles_a_whole_loss(loss: Loss, sample: Sample) -> None:
     torch.compiler.reset()
     compiled = torch.compile(loss.functional, fullgraph=True)
     arguments = _drawn(sample, torch.float32)
-    leaves = differentiable(arguments)
+    leaves = loss.learning(arguments)
     expected = Step(loss.functional, arguments, leaves)()
     for name, value in Step(compiled, arguments, leaves)().items():
         torch.testing.assert_close(value, expected[name], msg=lambda text, at=name: f"{at}: {text}")
@@ -136,7 +135,7 @@ def test_inductor_compiles_a_whole_loss(loss: Loss, sample: Sample) -> None:
 
 @pytest.mark.parametrize(("loss", "sample"), ONE_EACH)
 def test_captured_graph_equals_a_run(loss: Loss, sample: Sample) -> None:
-    _check_graph(loss.functional, sample, differentiable(_drawn(sample, torch.float32)))
+    _check_graph(loss.functional, sample, loss.learning(_drawn(sample, torch.float32)))
 
 
 @pytest.mark.parametrize(("primitive", "backend"), KERNELS)
@@ -192,20 +191,20 @@ def test_kernels_run_on_the_current_stream(primitive: Any, backend: str) -> None
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_peak_keeps_its_promise(form: str, backend: str, dtype: torch.dtype) -> None:
-    name, make = FORMS[form]
-    if backend not in PRIMITIVES[name].implementations:
-        pytest.skip(f"{name} has no {backend} implementation")
+    primitive, _ = FORMS[form]
+    if backend not in primitive.implementations:
+        pytest.skip(f"{primitive.name} has no {backend} implementation")
     need(backend)
 
     def arguments(num_rows: int) -> dict[str, Any]:
-        return cast(make(num_rows, MEMORY_DIM), dtype, CUDA)
+        return cast(arguments_of(form, num_rows, MEMORY_DIM), dtype, CUDA)
 
     def measure(num_rows: int) -> int:
         with sslfast.backend(backend):
-            return _peak(PRIMITIVES[name].function, arguments(num_rows))
+            return _peak(primitive.function, arguments(num_rows))
 
     def promised(num_rows: int) -> int:
-        return PRIMITIVES[name].peak_bytes(**arguments(num_rows))
+        return primitive.peak_bytes(**arguments(num_rows))
 
     measure(64)  # compiled and loaded from here on
     harness.check_promise(measure, promised, MEMORY_ROWS, NOISE)
@@ -213,17 +212,18 @@ def test_peak_keeps_its_promise(form: str, backend: str, dtype: torch.dtype) -> 
 
 def test_the_measurement_sees_a_matrix(large_card: None) -> None:
     """The reference's N x N breaks the promise that kernels keep."""
-    name, make = FORMS["rows"]
+    primitive = PRIMITIVES["similarity_logsumexp"]
 
     def arguments(num_rows: int) -> dict[str, Any]:
-        return cast(make(num_rows, MEMORY_DIM), torch.float32, CUDA)
+        form = f"{primitive.name} rows"
+        return cast(arguments_of(form, num_rows, MEMORY_DIM), torch.float32, CUDA)
 
     def measure(num_rows: int) -> int:
         with sslfast.backend("reference"):
-            return _peak(PRIMITIVES[name].function, arguments(num_rows))
+            return _peak(primitive.function, arguments(num_rows))
 
     def promised(num_rows: int) -> int:
-        return PRIMITIVES[name].peak_bytes(**arguments(num_rows))
+        return primitive.peak_bytes(**arguments(num_rows))
 
     with pytest.raises(AssertionError, match="bytes at"):
         harness.check_promise(measure, promised, MEMORY_ROWS, NOISE)
@@ -231,14 +231,13 @@ def test_the_measurement_sees_a_matrix(large_card: None) -> None:
 
 def _peak(function: Callable[..., Any], arguments: dict[str, Any]) -> int:
     """Bytes above the inputs that forward and backward hold at most, gradients included."""
-    floating = [v for v in arguments.values() if isinstance(v, Tensor) and v.is_floating_point()]
-    leaves = [value.requires_grad_() for value in floating]
-    cotangents = [torch.ones_like(o) for o in harness.as_tuple(function(**arguments))]
+    leaves = [v for v in arguments.values() if isinstance(v, Tensor) and v.requires_grad]
+    cotangents = [torch.ones_like(o) for o in continuous(function(**arguments))]
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    outputs = harness.as_tuple(function(**arguments))
-    kept = torch.autograd.grad(outputs, leaves, cotangents)
+    outputs = as_tuple(function(**arguments))
+    kept = torch.autograd.grad(continuous(outputs), leaves, cotangents)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
     del kept
@@ -322,8 +321,8 @@ def _drawn(sample: Sample, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
 
 
 def _leaves(primitive: Any, sample: Sample) -> list[str]:
-    arguments = sample.make(torch.Generator().manual_seed(0))
-    return [n for n in primitive.differentiable if isinstance(arguments.get(n), Tensor)]
+    names: list[str] = primitive.learning(sample.make(torch.Generator().manual_seed(0)))
+    return names
 
 
 def test_every_loss_is_covered() -> None:

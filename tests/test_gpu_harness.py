@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import require_backend
 from gpu_harness import BackendCase, Step
-from test_losses import differentiable
 from torch import Tensor
 
 import sslfast
@@ -111,7 +110,7 @@ def test_a_step_follows_its_static_tensors(loss: Loss) -> None:
     first, other = (
         cast(sample.make(torch.Generator().manual_seed(seed)), torch.float32) for seed in (0, 1)
     )
-    leaves = differentiable(first)
+    leaves = loss.learning(first)
     step = Step(loss.functional, first, leaves)
     step.fill(other, cotangent=1.25)
     fresh = Step(loss.functional, other, leaves)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import or_skip
 from torch import Tensor
 
 from sslfast.bench.peers import lightly_loss
@@ -52,10 +53,8 @@ def assert_same(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *row
 
 @pytest.fixture
 def lightly() -> Callable[..., torch.nn.Module]:
-    try:
+    with or_skip():
         return lightly_loss("barlow_twins_loss", "BarlowTwinsLoss")
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive_inputs import views
+from conftest import or_skip
+from contrastive_inputs import leaves, views
 from torch import Tensor
 
 from sslfast.bench.peers import lightly_loss
@@ -23,18 +24,12 @@ LOSSES = (dcl_loss, dclw_loss)
 
 
 def lightly(name: str):
-    try:
+    with or_skip():
         return lightly_loss("dcl_loss", name)
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 def squared_distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).square().sum(1)
-
-
-def leaves(*shape: int, **options) -> tuple[Tensor, ...]:
-    return tuple(view.requires_grad_() for view in views(*shape, **options))
 
 
 def value_and_gradients(loss, pair: tuple[Tensor, ...]) -> list[Tensor]:

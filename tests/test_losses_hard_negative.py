@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive_inputs import views
+from contrastive_inputs import leaves, views
 from torch import Tensor
 
 from sslfast.functional import hard_negative_loss, ntxent_loss
@@ -39,10 +39,6 @@ def published(first: Tensor, second: Tensor, **options: float) -> Tensor:
     """Powers as they stand in the paper and in its authors' program, weights not held constant."""
     positives, sums, least = powers_of(first, second, **options)
     return -(positives / (positives + sums.clamp(min=least))).log().mean()
-
-
-def leaves(*shape: int, **options) -> tuple[Tensor, ...]:
-    return tuple(view.requires_grad_() for view in views(*shape, **options))
 
 
 OPTIONS = list(product((0.07, 0.2, 0.5, 1.0), (0.0, 0.01, 0.1, 0.5), (0.0, 0.5, 1.0, 2.0)))

@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive_inputs import views
+from conftest import or_skip, value_and_gradients
+from contrastive_inputs import leaves, views
 from torch import Tensor
 
 from sslfast.bench.peers import lightly_loss
@@ -20,24 +21,13 @@ MATRIX = torch.ones(3, 4)
 
 
 def lightly():
-    try:
+    with or_skip():
         return lightly_loss("hypersphere_loss", "HypersphereLoss")
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 def published_uniformity(rows: Tensor, t: float) -> Tensor:
     """The authors' form."""
     return torch.pdist(rows).pow(2).mul(-t).exp().mean().log()
-
-
-def leaves(*shape: int, **options) -> tuple[Tensor, ...]:
-    return tuple(view.requires_grad_() for view in views(*shape, **options))
-
-
-def value_and_gradients(loss, rows: tuple[Tensor, ...]) -> list[Tensor]:
-    value = loss(*rows)
-    return [value.detach(), *torch.autograd.grad(value, rows)]
 
 
 @pytest.mark.parametrize("num_images", [2, 3, 17, 200])

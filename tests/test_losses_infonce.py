@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastive_inputs import unit_rows, views
+from contrastive_inputs import leaves, unit_rows, views
 
 from sslfast.functional import clip_loss, infonce_loss, ntxent_loss
 from sslfast.losses import InfoNCELoss
@@ -16,10 +16,6 @@ from sslfast.losses.contrastive.infonce import _infonce_eager
 
 MATRIX = torch.ones(2, 3)
 FORMS = [{}, {"symmetric": True}, {"negatives": unit_rows(7, 5)}]
-
-
-def leaves(*shape, **options):
-    return tuple(view.requires_grad_() for view in views(*shape, **options))
 
 
 @pytest.mark.parametrize("normalize", [True, False])

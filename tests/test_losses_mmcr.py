@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sslfast.functional import mmcr_loss
 from sslfast.losses import MMCRLoss
-from sslfast.losses.redundancy._nuclear import nuclear_norms
+from sslfast.losses._nuclear import nuclear_norms
 
 VIEWS = torch.ones(2, 2, 3)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import value_and_gradients
 from torch import nn
-from vicreg_inputs import covariance_term, normal, value_and_gradients, variance_term, views
+from vicreg_inputs import covariance_term, normal, variance_term, views
 
 from sslfast.functional import sie_loss, vicreg_loss
 from sslfast.losses import HypernetworkPredictor, SIELoss

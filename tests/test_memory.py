@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import require_backend
-from memory_cases import FORMS
+from memory_cases import FORMS, arguments_of
 
-from sslfast._registry import PRIMITIVES
 from sslfast.testing import peak_memory_of
 
 HERE = Path(__file__).parent
@@ -16,6 +15,7 @@ MIB = 1 << 20
 DIM = 32
 NUM_ROWS = 4096
 NOISE = 4 * MIB  # pages of the interpreter and of the allocator
+ROWS = "similarity_logsumexp rows"
 WARM_UP = {"num_rows": 8, "dim": 4}
 
 
@@ -29,8 +29,8 @@ def peak(form: str, backend: str, num_rows: int) -> int:
 
 
 def promised(form: str, num_rows: int) -> int:
-    name, make = FORMS[form]
-    return PRIMITIVES[name].peak_bytes(**make(num_rows, DIM))
+    primitive, _ = FORMS[form]
+    return primitive.peak_bytes(**arguments_of(form, num_rows, DIM))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -53,8 +53,8 @@ def test_promise_has_no_matrix(form: str) -> None:
 
 def test_reference_is_caught() -> None:
     """The measurement sees the N x M of the reference: it would fail the test above."""
-    small, large = (peak("rows", "reference", n) for n in (NUM_ROWS // 2, NUM_ROWS))
-    assert large - small > promised("rows", NUM_ROWS) + NOISE
+    small, large = (peak(ROWS, "reference", n) for n in (NUM_ROWS // 2, NUM_ROWS))
+    assert large - small > promised(ROWS, NUM_ROWS) + NOISE
 
 
 def test_measurement_sees_a_matrix() -> None:
@@ -70,6 +70,6 @@ def test_failure_in_the_process_is_reported() -> None:
         peak_memory_of(
             "memory_cases:prepare",
             {"form": "no_such_form", "backend": "reference", **WARM_UP},
-            warm_up={"form": "rows", "backend": "reference", **WARM_UP},
+            warm_up={"form": ROWS, "backend": "reference", **WARM_UP},
             path=HERE,
         )

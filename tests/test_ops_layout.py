@@ -12,7 +12,7 @@ from conftest import CASES, CPU_BACKENDS, Case, require_backend, widest
 from torch import Tensor
 
 import sslfast
-from sslfast.testing import cast, evaluate, threads
+from sslfast.testing import as_tuple, cast, continuous, evaluate, threads
 
 FAST_CASES = tuple(case for case in CASES if case.sample.size in ("tiny", "ragged"))
 LARGE_CASES = tuple(case for case in CASES if case.sample.size in ("ragged", "typical"))
@@ -76,17 +76,16 @@ def test_layout_does_not_matter(
 ) -> None:
     plain = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
     arranged = {n: layout(v) if isinstance(v, Tensor) else v for n, v in plain.items()}
-    floating = [n for n, v in plain.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    floating = case.primitive.learning(plain)
     leaves = [arranged[n].requires_grad_() for n in floating]
-    outputs = case.primitive.function(**arranged)
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    gradients = torch.autograd.grad([output.sum() for output in outputs], leaves)
+    outputs = as_tuple(case.primitive.function(**arranged))
+    gradients = torch.autograd.grad([output.sum() for output in continuous(outputs)], leaves)
     ones = [value.detach().clone().requires_grad_() for value in (plain[n] for n in floating)]
-    expected = case.primitive.function(**{**plain, **dict(zip(floating, ones, strict=True))})
-    expected = (expected,) if isinstance(expected, Tensor) else expected
+    again = {**plain, **dict(zip(floating, ones, strict=True))}
+    expected = as_tuple(case.primitive.function(**again))
     torch.testing.assert_close(outputs, expected)
     torch.testing.assert_close(
-        gradients, torch.autograd.grad([output.sum() for output in expected], ones)
+        gradients, torch.autograd.grad([output.sum() for output in continuous(expected)], ones)
     )
 
 
@@ -101,10 +100,10 @@ def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generato
         copies = row.detach().repeat(len(arguments[name]), 1).requires_grad_()
         expanded = case.primitive.function(**{**arguments, name: row.expand_as(copies)})
         repeated = case.primitive.function(**{**arguments, name: copies})
-        for left, right in zip(*(_tuple(each) for each in (expanded, repeated)), strict=True):
+        for left, right in zip(*(as_tuple(each) for each in (expanded, repeated)), strict=True):
             torch.testing.assert_close(left, right)
-        (drow,) = torch.autograd.grad([each.sum() for each in _tuple(expanded)], row)
-        (dcopies,) = torch.autograd.grad([each.sum() for each in _tuple(repeated)], copies)
+        (drow,) = torch.autograd.grad([each.sum() for each in continuous(expanded)], row)
+        (dcopies,) = torch.autograd.grad([each.sum() for each in continuous(repeated)], copies)
         torch.testing.assert_close(drow, dcopies.sum(0, keepdim=True))
 
 
@@ -128,7 +127,3 @@ def test_one_and_two_threads_agree_bitwise(
         with threads(2):
             two = run(case, arguments)
     assert_bitwise(two, one)
-
-
-def _tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

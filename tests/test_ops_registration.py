@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sslfast
 from sslfast import _backends
 from sslfast._registry import PRIMITIVES, Primitive
-from sslfast.testing import cast
+from sslfast.testing import as_tuple, cast, continuous
 
 AOT = "test_aot_dispatch_dynamic"
 SMALL_CASES = tuple(case for case in CASES if case.sample.size in ("tiny", "ragged"))
@@ -44,11 +44,11 @@ def run(primitive: Primitive, arguments: Mapping[str, Any]) -> tuple[Tensor, ...
         for name in primitive.differentiable
         if isinstance(arguments.get(name), Tensor)
     }
-    outputs = primitive.function(**{**arguments, **leaves})
-    outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-    weights = [torch.linspace(0.5, 1.5, output.numel()).view(output.shape) for output in outputs]
+    outputs = as_tuple(primitive.function(**{**arguments, **leaves}))
+    learning = continuous(outputs)
+    weights = [torch.linspace(0.5, 1.5, output.numel()).view(output.shape) for output in learning]
     gradients = torch.autograd.grad(
-        outputs, list(leaves.values()), [w.to(o) for w, o in zip(weights, outputs, strict=True)]
+        learning, list(leaves.values()), [w.to(o) for w, o in zip(weights, learning, strict=True)]
     )
     return (*outputs, *gradients)
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import pytest
 import torch
-from contrastive_inputs import views
+from conftest import or_skip
+from contrastive_inputs import leaves, views
 from torch import Tensor
 
 from sslfast.bench.peers import lightly_ntxent, lightly_version
 from sslfast.losses import NTXentLoss
 
-try:
+with or_skip():
     LightlyNTXentLoss = lightly_ntxent()
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
-
-
-def leaves(*shape: int, **options: Any) -> tuple[Tensor, ...]:
-    return tuple(view.requires_grad_() for view in views(*shape, **options))
 
 
 def build(temperature: float, bank: int | tuple[int, int], seed: int = 0) -> tuple:

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import or_skip
 from torch import Tensor
 
 from sslfast.bench.peers import lightly_loss
 from sslfast.losses import MMCRLoss, TiCoLoss, Whitening2d, WMSELoss
 
-try:
+with or_skip():
     LightlyTiCoLoss = lightly_loss("tico_loss", "TiCoLoss")
     LightlyMMCRLoss = lightly_loss("mmcr_loss", "MMCRLoss")
     LightlyWMSELoss = lightly_loss("wmse_loss", "WMSELoss")
     LightlyWhitening2d = lightly_loss("wmse_loss", "Whitening2d")
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
 
 DTYPES = (torch.float32, torch.float64)
 

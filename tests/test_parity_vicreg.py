@@ -6,16 +6,15 @@ import inspect
 
 import pytest
 import torch
+from conftest import or_skip
 from vicreg_inputs import normal, views
 
 from sslfast.bench.peers import lightly_loss
 from sslfast.losses import VICRegLLoss, VICRegLoss
 
-try:
+with or_skip():
     LightlyVICRegLoss = lightly_loss("vicreg_loss", "VICRegLoss")
     LightlyVICRegLLoss = lightly_loss("vicregl_loss", "VICRegLLoss")
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
 
 PAIRS = [(VICRegLoss, LightlyVICRegLoss), (VICRegLLoss, LightlyVICRegLLoss)]
 

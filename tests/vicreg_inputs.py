@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,11 +19,6 @@ def views(
     images, *noises = normal(3, *shape, seed=seed)
     found = [(magnitude * (images + 0.5 * noise)).to(dtype).requires_grad_() for noise in noises]
     return found[0], found[1]
-
-
-def value_and_gradients(loss: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    value = loss(*tensors)
-    return [value.detach(), *torch.autograd.grad(value, tensors)]
 
 
 def official_off_diagonal(square: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ import os
 import torch
 from torch import Tensor
 
-from sslfast.ops._checks import check_device, check_floating, check_matrix
+# A loss imports all its checks from here.
+from sslfast.ops._checks import check_choice as check_choice
+from sslfast.ops._checks import check_count as check_count
+from sslfast.ops._checks import check_device as check_device
+from sslfast.ops._checks import check_floating as check_floating
+from sslfast.ops._checks import check_matrix
+from sslfast.ops._checks import check_number as check_number
 
 MIN_TEMPERATURE = 1e-8
 
@@ -58,29 +64,6 @@ def check_temperature(temperature: float | Tensor, device: torch.device | None =
         )
     if value is not None and not MIN_TEMPERATURE <= value < math.inf:
         raise ValueError(f"temperature must be finite and at least 1e-8, got {value}")
-
-
-def check_number(
-    name: str,
-    value: float,
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> None:
-    """A finite number with ``least <= value``, ``above < value`` and ``value < below``.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: not finite, or out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if least <= value < math.inf and above < value < below:
-        return
-    limits = (("at least", least), ("above", above), ("below", below))
-    expected = [f"{words} {limit:g}" for words, limit in limits if math.isfinite(limit)]
-    raise ValueError(f"{name} must be {' and '.join(['finite', *expected])}, got {value}")
 
 
 def check_distributed(gather_distributed: bool) -> None:

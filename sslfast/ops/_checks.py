@@ -1,9 +1,10 @@
-"""Argument checks that the primitives share. Each error names the argument and what it got."""
+"""Argument checks of primitives and losses. Each error names the argument and what it got."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -60,16 +61,59 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
         )
 
 
-def check_finite(name: str, values: Tensor) -> None:
-    """Raises ValueError at a NaN or infinity; reads CUDA tensors under ``SSLFAST_CHECK=1`` only.
+def check_number(
+    name: str,
+    value: float,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """A finite number with ``least <= value``, ``above < value`` and ``value < below``.
 
-    Called inside an op, where tensors are real even while a graph is compiled.
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or out of range.
     """
-    if values.device.type != "cpu" and os.environ.get("SSLFAST_CHECK") != "1":
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if least <= value < math.inf and above < value < below:
+        return
+    limits = (("at least", least), ("above", above), ("below", below))
+    expected = [f"{words} {limit:g}" for words, limit in limits if math.isfinite(limit)]
+    raise ValueError(f"{name} must be {' and '.join(['finite', *expected])}, got {value}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raises TypeError unless an integer, ValueError unless at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_choice(name: str, value: str | None, choices: Collection[str | None]) -> None:
+    """Raises ValueError unless one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def values_are_read(tensor: Tensor) -> bool:
+    """Whether values are checked: on a CPU always, on CUDA under ``SSLFAST_CHECK=1`` only.
+
+    Asked inside an op, where tensors are real even while a graph is compiled.
+    """
+    return tensor.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Raises ValueError at a NaN or infinity; called inside an op, see `values_are_read`."""
+    if not values_are_read(values):
         return
     if values.numel() == 1:
         if not math.isfinite(values.item()):
             raise ValueError(f"{name} must be finite, got {values.item()}")
     elif not values.isfinite().all():
-        where = int(values.isfinite().logical_not().nonzero()[0, 0])
-        raise ValueError(f"{name} must be finite, got {values[where].item()} at index {where}")
+        where = tuple(values.isfinite().logical_not().nonzero()[0].tolist())
+        index = where[0] if values.ndim == 1 else where
+        raise ValueError(f"{name} must be finite, got {values[where].item()} at index {index}")

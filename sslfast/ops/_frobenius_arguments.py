@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from sslfast.ops._checks import accumulator, check_device, check_matrix
+from sslfast.ops._checks import accumulator, check_choice, check_device, check_matrix
 
 Route = Literal["auto", "gram", "direct"]
 ROUTES = ("auto", "gram", "direct")
@@ -110,5 +110,4 @@ def check_arguments(a: Tensor, b: Tensor | None, split_diagonal: bool, route: st
                 f"b must have the {a.shape[1]} features of a with split_diagonal=True, "
                 f"got shape {tuple(b.shape)}"
             )
-    if route not in ROUTES:
-        raise ValueError(f"route must be one of {ROUTES}, got {route!r}")
+    check_choice("route", route, ROUTES)

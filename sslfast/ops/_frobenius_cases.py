@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sslfast._registry import Property, Sample, Size
+from sslfast.ops._samples import measured_rows
 
 Function = Callable[..., Any]
 
@@ -117,3 +118,21 @@ PROPERTIES = (
     Property("one_matrix", "f(a) = f(a, a)", _one_matrix),
     Property("rotation_of_features", "f(a R, b) = f(a, b) for orthogonal R", _rotations),
 )
+
+
+def _matrices(
+    num_rows: int, dim: int, names: str = "ab", split: bool = True, route: str = "auto"
+) -> dict[str, Any]:
+    matrices = {name: measured_rows(num_rows, dim) for name in names}
+    return {**matrices, "split_diagonal": split, "route": route}
+
+
+# Few rows and many features would show a hidden D x D, many rows a hidden N x N. A forced route is
+# the dearer one, whose products are larger than the operands.
+MEMORY = {
+    "gram": lambda size, few: _matrices(few, size),
+    "direct": lambda size, few: _matrices(size, few),
+    "covariance": lambda size, few: _matrices(few, size, "a"),
+    "forced gram": lambda size, few: _matrices(size, few, split=False, route="gram"),
+    "forced direct": lambda size, few: _matrices(few, size, route="direct"),
+}

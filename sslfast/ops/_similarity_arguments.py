@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def check_arguments(
     """Kinds, shapes and devices. Values of `scale` and `bias` are checked inside the op."""
     check_matrix("queries", queries, "(N, D)")
     if keys is not None:
-        _check_keys(queries, keys)
+        check_keys(queries, keys)
     num_keys = queries.shape[0] if keys is None else keys.shape[0]
     if num_keys == 0:
         name = "queries" if keys is None else "keys"
@@ -112,24 +112,8 @@ def check_arguments(
         check_floating("bias", bias)
         check_vector("bias", bias, "(M,)", num_keys)
         check_device("bias", bias, "queries", queries)
-    _check_ids(queries, keys, query_ids, key_ids)
+    check_id_pair(queries, keys, query_ids, key_ids)
     _check_combination(queries, keys, per_query, bias, columns)
-
-
-@overload
-def tile_operands(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]: ...
-@overload
-def tile_operands(queries: Tensor, keys: None) -> tuple[Tensor, None]: ...
-
-
-def tile_operands(queries: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The matrices as a product would see them: in the autocast dtype, or in the wider of both."""
-    dtype = queries.dtype if keys is None else torch.promote_types(queries.dtype, keys.dtype)
-    device_type = queries.device.type
-    autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
-    if dtype != torch.float64 and autocasts:
-        dtype = torch.get_autocast_dtype(device_type)
-    return queries.to(dtype), None if keys is None else keys.to(dtype)
 
 
 def scale_tensor(scale: float | Tensor, queries: Tensor, dtype: torch.dtype) -> Tensor:
@@ -139,7 +123,8 @@ def scale_tensor(scale: float | Tensor, queries: Tensor, dtype: torch.dtype) -> 
     return torch.full((1,), scale, dtype=dtype, device=queries.device)
 
 
-def _check_keys(queries: Tensor, keys: Tensor) -> None:
+def check_keys(queries: Tensor, keys: Tensor) -> None:
+    """Raises TypeError or ValueError unless (M, D) rows beside (N, D) queries."""
     check_matrix("keys", keys, "(M, D)")
     if keys.shape[1] != queries.shape[1]:
         raise ValueError(
@@ -167,9 +152,10 @@ def _check_scale(scale: float | Tensor, queries: Tensor) -> bool:
     return True
 
 
-def _check_ids(
+def check_id_pair(
     queries: Tensor, keys: Tensor | None, query_ids: Tensor | None, key_ids: Tensor | None
 ) -> None:
+    """Raises TypeError or ValueError unless both sides have ids, or neither."""
     if keys is None and key_ids is not None:
         raise ValueError(
             "key_ids must be None in the symmetric form (keys=None): query_ids serve both sides"

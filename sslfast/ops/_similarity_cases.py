@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Property, Sample, Size
+from sslfast.ops._samples import measured_rows
 
 Arguments = dict[str, Any]
 Function = Callable[..., Any]
@@ -219,3 +220,23 @@ PROPERTIES = (
     Property("columns_are_rows", "columns are rows of the exchanged call", _columns_are_rows),
     Property("keys_split", "logaddexp joins the sums over two parts of the keys", _keys_split),
 )
+
+
+def _own_keys(num_rows: int, dim: int) -> dict[str, Any]:
+    ids = torch.arange(num_rows)
+    return {"queries": measured_rows(num_rows, dim), "query_ids": ids, "scale": 5.0}
+
+
+def _two_matrices(num_rows: int, dim: int, **options: Any) -> dict[str, Any]:
+    return {
+        "queries": measured_rows(num_rows, dim),
+        "keys": measured_rows(num_rows, dim),
+        **options,
+    }
+
+
+MEMORY = {
+    "symmetric": _own_keys,
+    "rows": lambda num_rows, dim: _two_matrices(num_rows, dim, bias=torch.zeros(num_rows)),
+    "columns": lambda num_rows, dim: _two_matrices(num_rows, dim, columns=True),
+}

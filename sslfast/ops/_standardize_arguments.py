@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import NamedTuple
 
 from torch import Tensor
 
-from sslfast.ops._checks import check_device, check_floating, check_matrix, check_vector
+from sslfast.ops._checks import (
+    check_choice,
+    check_count,
+    check_device,
+    check_floating,
+    check_matrix,
+    check_number,
+    check_vector,
+)
 
 EPS_ON = ("variance", "deviation")
 
@@ -57,16 +64,9 @@ def check_arguments(
 ) -> None:
     """Raises TypeError or ValueError that names the argument and what it got."""
     check_matrix("embeddings", embeddings, "(N, D)")
-    if isinstance(ddof, bool) or not isinstance(ddof, int):
-        raise TypeError(f"ddof must be an integer, got {type(ddof).__name__}")
-    if ddof < 0:
-        raise ValueError(f"ddof must be at least 0, got {ddof}")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and at least 0, got {eps}")
-    if eps_on not in EPS_ON:
-        raise ValueError(f"eps_on must be one of {EPS_ON}, got {eps_on!r}")
+    check_count("ddof", ddof, 0)
+    check_number("eps", eps, least=0)
+    check_choice("eps_on", eps_on, EPS_ON)
     for name, vector, other_name, other in (
         ("mean", mean, "variance", variance),
         ("variance", variance, "mean", mean),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sslfast._registry import Property, Sample, Size
 from sslfast.ops._checks import accumulator
+from sslfast.ops._samples import measured_rows
 
 ROWS_OF_PARTIAL_SUMS = 512  # the kernels' least number of rows between two merges of statistics
 
@@ -124,3 +125,10 @@ PROPERTIES = (
     Property("unit_columns", "every column has mean 0 and variance 1", _unit_columns),
     Property("own_statistics", "f(x) = f(x; its own mean and variance)", _own_statistics),
 )
+
+
+def _measured(num_rows: int, dim: int) -> dict[str, Any]:
+    return {"embeddings": measured_rows(num_rows, dim)}
+
+
+MEMORY = {"rows": _measured}

@@ -33,7 +33,8 @@ from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.ops._frobenius_arguments import Arguments, Gradients, Route, Sums, check_arguments
 from sslfast.ops._frobenius_reference import reference_backward, reference_forward
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._operands import tile_operands
+from sslfast.ops._registration import wanted
 
 
 def reference(
@@ -180,8 +181,7 @@ def _autograd(
     needs = ctx.needs_input_grad[:2]
     form = ctx.split_diagonal, ctx.route, None, None
     gradients = _backward(dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, ctx.backend)
-    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return *wanted, *[None] * 6
+    return wanted(gradients, ctx.needs_input_grad)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -208,5 +208,6 @@ SPEC = register_primitive(
         bytes=cost.bytes_moved,
         peak_bytes=cost.peak_bytes,
         properties=cases.PROPERTIES,
+        memory=cases.MEMORY,
     )
 )

@@ -13,7 +13,6 @@ in each direction. On the CPU half-precision rows are widened to a float32 copy 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -31,7 +30,8 @@ from sslfast._registry import (
 )
 from sslfast.cpu import l2_normalize as cpu
 from sslfast.cuda._rows import too_long
-from sslfast.ops._checks import FLOATS, accumulator, check_floating
+from sslfast.ops._checks import FLOATS, accumulator, check_floating, check_number
+from sslfast.ops._samples import measured_rows
 
 
 def reference(embeddings: Tensor, *, eps: float = 1e-12) -> Tensor:
@@ -66,10 +66,7 @@ def l2_normalize(embeddings: Tensor, *, eps: float = 1e-12) -> Tensor:
             "embeddings must have shape (..., D) with at least one feature, "
             f"got shape {tuple(embeddings.shape)}"
         )
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be finite and above 0, got {eps}")
+    check_number("eps", eps, above=0)
     normalized: Tensor
     normalized, _ = _forward(embeddings, float(eps), _backends.forced())
     return normalized
@@ -189,6 +186,10 @@ def _unit_rows(function: Any, generator: torch.Generator) -> tuple[Tensor, Tenso
     return norms, torch.ones_like(norms)
 
 
+def _rows(num_rows: int, dim: int) -> dict[str, Any]:
+    return {"embeddings": measured_rows(num_rows, dim)}
+
+
 SPEC = register_primitive(
     Primitive(
         name="l2_normalize",
@@ -225,5 +226,6 @@ SPEC = register_primitive(
             Property("unit_rows", "every non-zero row has norm 1", _unit_rows),
             Property("scale_free", "f(1000 x) = f(x)", _scale_free),
         ),
+        memory={"rows": _rows},
     )
 )

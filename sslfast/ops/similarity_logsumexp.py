@@ -22,8 +22,6 @@ traffic is O((N + M) D) when tiles stay in cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
 from typing import Any, Literal, overload
 
 import torch
@@ -35,6 +33,8 @@ from sslfast.cpu import similarity_logsumexp as cpu
 from sslfast.ops import _similarity_cases as cases
 from sslfast.ops import _similarity_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator, check_finite
+from sslfast.ops._operands import tile_operands
+from sslfast.ops._registration import grouped, wanted
 from sslfast.ops._similarity_arguments import (
     Arguments,
     Gradients,
@@ -42,7 +42,6 @@ from sslfast.ops._similarity_arguments import (
     Sums,
     check_arguments,
     scale_tensor,
-    tile_operands,
 )
 from sslfast.ops._similarity_gradient import reference_backward
 
@@ -191,6 +190,9 @@ def _(*given: Any) -> Sums:
     )
 
 
+_GROUPS = 2, Arguments, Sums, 1, Needs, 1  # of the backward op's arguments
+
+
 @torch.library.custom_op(
     "sslfast::similarity_logsumexp_backward",
     mutates_args=(),
@@ -199,25 +201,16 @@ def _(*given: Any) -> Sums:
     " str backend) -> (Tensor dqueries, Tensor dkeys, Tensor dscale, Tensor dbias)",
 )
 def _backward(*given: Any) -> Gradients:
-    drows, dcols, arguments, sums, keep, needs, backend = _parse(given)
+    (drows, dcols), arguments, sums, (keep,), needs, (backend,) = grouped(given, *_GROUPS)
     choice = _backends.choose(SPEC, backend, arguments.queries, arguments.keys)
     dqueries, dkeys, dscale, dbias = choice.backward(drows, dcols, arguments, sums, keep, needs)
     dtype = arguments.queries.dtype
     return Gradients(dqueries.to(dtype), dkeys.to(dtype), dscale, dbias)
 
 
-def _parse(given: Sequence[Any]) -> tuple[Tensor, Tensor, Arguments, Sums, str, Needs, str]:
-    """The arguments of the backward op."""
-    drows, dcols, *others = given
-    sizes = (len(Arguments._fields), len(Sums._fields), 1, len(Needs._fields), 1)
-    rest = iter(others)
-    arguments, sums, (keep,), needs, (backend,) = (tuple(islice(rest, size)) for size in sizes)
-    return drows, dcols, Arguments(*arguments), Sums(*sums), keep, Needs(*needs), backend
-
-
 @_backward.register_fake
 def _(*given: Any) -> Gradients:
-    _, _, arguments, _, _, needs, _ = _parse(given)
+    _, arguments, _, _, needs, _ = grouped(given, *_GROUPS)
     queries, keys, scale, bias, *_ = arguments
     return Gradients(
         queries.new_empty(queries.shape if needs.queries else 0),
@@ -243,8 +236,7 @@ def _autograd(
     gradients = _backward(
         drows, dcols, *tensors, ctx.columns, rows, cols, cache, ctx.keep, *needs, ctx.backend
     )
-    wanted = [gradient if need else None for gradient, need in zip(gradients, needs, strict=True)]
-    return *wanted, None, None, None, None, None, None
+    return wanted(gradients, ctx.needs_input_grad)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -280,5 +272,6 @@ SPEC = register_primitive(
         bytes=cost.bytes_moved,
         peak_bytes=cost.peak_bytes,
         properties=cases.PROPERTIES,
+        memory=cases.MEMORY,
     )
 )

@@ -29,6 +29,7 @@ from sslfast._registry import Implementation, Primitive, lazily, register_primit
 from sslfast.cpu import standardize as cpu
 from sslfast.ops import _standardize_cases as cases
 from sslfast.ops._checks import FLOATS, accumulator
+from sslfast.ops._registration import wanted
 from sslfast.ops._standardize_arguments import (
     Columns,
     Gradients,
@@ -214,8 +215,7 @@ def _autograd(
     gradients = _backward(
         dy, dmean, dvariance, embeddings, mean, variance, rest, need, *ctx.options
     )
-    dx, *dgiven = gradients
-    return dx, *(dgiven if need else (None, None)), None, None, None, None, None
+    return wanted(gradients, ctx.needs_input_grad)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -254,5 +254,6 @@ SPEC = register_primitive(
         bytes=cases.bytes_moved,
         peak_bytes=cases.peak_bytes,
         properties=cases.PROPERTIES,
+        memory=cases.MEMORY,
     )
 )

@@ -7,9 +7,13 @@
 #include <ucontext.h>
 
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #define __CUDACC__ 1
@@ -68,6 +72,18 @@ inline void enter() {
   block->fibers[block->current].ended = true;
 }
 
+// Every block starts with noise in its shared memory, and must leave alone what is not its own.
+constexpr int kMostShared = 48 << 10;
+constexpr char kNoise = char(0xff);  // NaN, whatever the type
+alignas(16) inline char dynamic_shared[kMostShared];
+inline void poison_shared(int) { std::memset(dynamic_shared, kNoise, kMostShared); }
+inline void check_shared(int own) {
+  static const std::vector<char> noise(kMostShared, kNoise);
+  if (std::memcmp(dynamic_shared + own, noise.data(), kMostShared - own) == 0) return;
+  std::fprintf(stderr, "shared memory was written beyond the %d bytes of a block\n", own);
+  std::abort();
+}
+
 inline void run_block(const std::function<void()>& body) {
   const int threads = int(blockDim.x * blockDim.y);
   Block here;
@@ -96,18 +112,43 @@ inline void run_block(const std::function<void()>& body) {
     }
 }
 
-// kernel<<<grid, (x, y)>>>(arguments...)
-template <class... A, class... B>
-void launch(int grid, int x, int y, void (*kernel)(A...), B... arguments) {
-  gridDim = {unsigned(grid), 1, 1};
-  blockDim = {unsigned(x), unsigned(y), 1};
-  for (int b = 0; b < grid; ++b) {
+// How a kernel is started: blocks, threads (x, y) of a block, bytes of shared memory beyond what
+// the kernel declares.
+struct Start {
+  int grid, x, y, shared;
+};
+
+// kernel<<<...>>>(arguments...), whose arguments are of eight bytes each, as in an array of them.
+template <class... A, std::size_t... I>
+void launch(const Start& start, const void* arguments, void (*kernel)(A...),
+            std::index_sequence<I...>) {
+  const auto argument = [&](auto* as, std::size_t index) {
+    static_assert(sizeof *as == 8);
+    std::memcpy(as, static_cast<const char*>(arguments) + 8 * index, 8);
+  };
+  std::tuple<A...> given;
+  (argument(&std::get<I>(given), I), ...);
+  gridDim = {unsigned(start.grid), 1, 1};
+  blockDim = {unsigned(start.x), unsigned(start.y), 1};
+  for (int b = 0; b < start.grid; ++b) {
     blockIdx = {unsigned(b), 0, 0};
-    run_block([&] { kernel(arguments...); });
+    poison_shared(start.shared);
+    run_block([&] { std::apply(kernel, given); });
+    check_shared(start.shared);
   }
+}
+template <class... A>
+void launch(const Start& start, const void* arguments, void (*kernel)(A...)) {
+  launch(start, arguments, kernel, std::index_sequence_for<A...>());
 }
 
 }  // namespace emulation
+
+// The kernel as a function of the CPU, for ctypes: emulated_<kernel>.
+#define EMULATED(kernel)                                                                    \
+  extern "C" void emulated_##kernel(const emulation::Start* start, const void* arguments) { \
+    emulation::launch(*start, arguments, kernel);                                           \
+  }
 
 // Compiled with -fsanitize=alignment and linked without its library: an address that is no multiple
 // of what is read there, which a GPU refuses and this processor does not, is counted.
@@ -115,6 +156,9 @@ inline int misaligned = 0;
 extern "C" void __ubsan_handle_type_mismatch_v1(void*, void*) { ++misaligned; }
 extern "C" int emulation_misaligned() { return misaligned; }
 
+inline float __fdividef(float x, float y) { return x / y; }
+inline float normcdff(float x) { return float(erfc(-0.70710678118654752440 * x) / 2); }
+inline double normcdf(double x) { return erfc(-0.70710678118654752440 * x) / 2; }
 inline float __uint_as_float(unsigned bits) {
   float x;
   std::memcpy(&x, &bits, 4);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast.distributed import all_gather_rows, exchange_rows, rank, world_size
-from sslfast.losses._reduce import mean
+from sslfast.losses._reduce import mean, row_dot
 from sslfast.ops._checks import accumulator
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._operands import tile_operands
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
 
@@ -66,17 +67,16 @@ def round_like_tiles(rows: Tensor) -> Tensor:
     return rounded
 
 
-def row_dot(left: Tensor, right: Tensor) -> Tensor:
-    """<left_i, right_i> for each row i, accumulated in float32 or wider."""
-    dtype = accumulator(left.dtype)
-    return (left.to(dtype) * right.to(dtype)).sum(-1)
-
-
 def inverse(temperature: float | Tensor, rows: Tensor) -> float | Tensor:
     """1 / temperature: a number, or a 0-dim tensor in the dtype that `rows` accumulate in."""
     if not isinstance(temperature, Tensor):
         return 1 / temperature
     return temperature.reshape(()).to(accumulator(rows.dtype)).reciprocal()
+
+
+def largest_logit(arguments: Mapping[str, Any]) -> float:
+    """Of unit rows: the inverse temperature."""
+    return 1 / float(arguments.get("temperature", 1.0))
 
 
 def factor(scale: float | Tensor, rows: Tensor) -> float | Tensor:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
 from sslfast.losses._checks import check_number, check_views
+from sslfast.losses._module import Objective
 from sslfast.losses._reduce import mean
 from sslfast.losses.contrastive._pairs import sample_views
 from sslfast.ops._checks import accumulator
@@ -63,7 +64,7 @@ def mean_distance(first: Tensor, second: Tensor, alpha: float) -> Tensor:
     return mean(squared.where(apart, 1.0).pow(alpha / 2).where(apart, 0.0))
 
 
-class AlignmentLoss(nn.Module):
+class AlignmentLoss(Objective):
     """Mean distance of positive pairs to the power alpha (Wang & Isola 2020, section 4.1.1).
 
     Args:
@@ -91,9 +92,6 @@ class AlignmentLoss(nn.Module):
         """
         check_views(out0=out0, out1=out1)
         return alignment_loss(out0, out1, alpha=self.alpha, normalize=self.normalize)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, normalize={self.normalize}"
 
 
 def _alignment_eager(

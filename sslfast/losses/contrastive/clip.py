@@ -10,6 +10,8 @@ in a softmax: neither the loss nor a gradient sees it, and its own gradient is e
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,9 +27,9 @@ from sslfast.distributed import (
     world_size,
 )
 from sslfast.losses._checks import check_scalar, check_views
-from sslfast.losses._reduce import mean
-from sslfast.losses.contrastive._rows import factor, paired_loss, row_dot
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.losses._reduce import mean, row_dot
+from sslfast.losses.contrastive._rows import factor, paired_loss
+from sslfast.ops._operands import tile_operands
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
 
@@ -274,6 +276,13 @@ def _towers(
     return Sample(name, size, make)
 
 
+def _largest_logit(arguments: Mapping[str, Any]) -> float:
+    """Of rows as they are."""
+    rows = arguments["image_features"], arguments["text_features"]
+    lengths = [float(matrix.norm(dim=1).max()) for matrix in rows]
+    return abs(float(arguments["logit_scale"])) * math.prod(lengths)
+
+
 SPEC = register_loss(
     Loss(
         name="CLIPLoss",
@@ -299,5 +308,6 @@ SPEC = register_loss(
             _towers("unnormalised", "extreme", 31, 40, logit_scale=1.0, magnitude=8.0),
             _towers("negative_scale", "extreme", 18, 12, logit_scale=-8.0),
         ),
+        amplification=_largest_logit,
     )
 )

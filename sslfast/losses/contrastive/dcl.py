@@ -31,7 +31,7 @@ from sslfast.losses.contrastive._pairs import (
     positive_similarity,
     sample_views,
 )
-from sslfast.losses.contrastive._rows import inverse, round_like_tiles
+from sslfast.losses.contrastive._rows import inverse, largest_logit, round_like_tiles
 from sslfast.ops._checks import accumulator
 from sslfast.ops.l2_normalize import l2_normalize
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
@@ -238,5 +238,6 @@ SPEC = register_loss(
             sample_views("same_view", "extreme", 33, 16, noise=0.0, temperature=0.05),
             sample_views("unnormalised", "extreme", 64, 48, magnitude=100.0, temperature=1.0),
         ),
+        amplification=largest_logit,
     )
 )

@@ -18,8 +18,9 @@ from torch import Tensor
 from sslfast._registry import Loss, register_loss
 from sslfast.distributed import all_gather_rows, rank
 from sslfast.losses._checks import check_number, check_views
+from sslfast.losses._reduce import row_dot
 from sslfast.losses.contrastive._pairs import sample_views
-from sslfast.losses.contrastive._rows import row_dot
+from sslfast.losses.contrastive._rows import largest_logit
 from sslfast.losses.contrastive.dcl import DCLLoss, WeightFunction, _dcl_eager, dcl_loss
 
 
@@ -174,5 +175,6 @@ SPEC = register_loss(
             sample_views("cold", "extreme", 65, 64, noise=1.5, temperature=0.01, sigma=0.05),
             sample_views("wide", "extreme", 24, 2048, noise=1.5, temperature=0.05),
         ),
+        amplification=largest_logit,
     )
 )

@@ -23,7 +23,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
 from sslfast.distributed import all_gather_rows, rank
@@ -33,6 +33,7 @@ from sslfast.losses._checks import (
     check_temperature,
     check_views,
 )
+from sslfast.losses._module import Objective
 from sslfast.losses._reduce import mean
 from sslfast.losses.contrastive._pairs import (
     count_negatives,
@@ -40,7 +41,7 @@ from sslfast.losses.contrastive._pairs import (
     positive_similarity,
     sample_views,
 )
-from sslfast.losses.contrastive._rows import inverse, round_like_tiles
+from sslfast.losses.contrastive._rows import inverse, largest_logit, round_like_tiles
 from sslfast.ops._checks import accumulator
 from sslfast.ops.l2_normalize import l2_normalize
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
@@ -91,7 +92,7 @@ def hard_negative_loss(
     )
 
 
-class HardNegativeLoss(nn.Module):
+class HardNegativeLoss(Objective):
     """Contrastive loss with debiased, hard negatives (Robinson et al. 2021, section 3).
 
     Args:
@@ -146,12 +147,6 @@ class HardNegativeLoss(nn.Module):
             self.beta,
             self.gather_distributed,
             num_negatives,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, tau_plus={self.tau_plus}, beta={self.beta}, "
-            f"gather_distributed={self.gather_distributed}"
         )
 
 
@@ -264,5 +259,6 @@ SPEC = register_loss(
             sample_views("at_the_bound", "extreme", 33, 64, noise=0.1, temperature=0.2),
             sample_views("hardest", "extreme", 64, 48, magnitude=100.0, temperature=1.0, beta=5.0),
         ),
+        amplification=largest_logit,
     )
 )

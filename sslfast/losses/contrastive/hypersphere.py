@@ -9,10 +9,11 @@ with the uniformity at t of each view.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
 from sslfast.losses._checks import check_distributed, check_number, check_views
+from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import sample_views
 from sslfast.losses.contrastive.alignment import _alignment_eager, mean_distance
 from sslfast.losses.contrastive.uniformity import (
@@ -65,7 +66,7 @@ def hypersphere_loss(
     return alignment + lam * (uniformity[0] + uniformity[1]) / 2
 
 
-class HypersphereLoss(nn.Module):
+class HypersphereLoss(Objective):
     """Alignment and uniformity, a drop-in for `lightly.loss.HypersphereLoss` 1.5.
 
     Args:
@@ -112,12 +113,6 @@ class HypersphereLoss(nn.Module):
             lam=self.lam,
             alpha=self.alpha,
             gather_distributed=self.gather_distributed,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"t={self.t}, lam={self.lam}, alpha={self.alpha}, "
-            f"gather_distributed={self.gather_distributed}"
         )
 
 

@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank
 from sslfast.losses._checks import check_distributed, check_rows, check_temperature, check_views
-from sslfast.losses.contrastive._rows import inverse, one_sided_loss, paired_loss
+from sslfast.losses._module import Objective
+from sslfast.losses.contrastive._rows import inverse, largest_logit, one_sided_loss, paired_loss
 from sslfast.losses.memory_bank import MemoryBankModule
 from sslfast.ops._checks import check_device
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._operands import tile_operands
 from sslfast.ops.l2_normalize import l2_normalize
 
 
@@ -93,7 +94,7 @@ def infonce_loss(
     )
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(Objective):
     """InfoNCE of queries and keys, with an optional queue (van den Oord et al. 2018; MoCo).
 
     Args:
@@ -162,12 +163,6 @@ class InfoNCELoss(nn.Module):
         check_temperature(self.temperature, queries.device)
         _, negatives = self.memory_bank(keys, update=update)
         return infonce_loss(queries, keys, negatives=negatives.to(queries.device), **options)
-
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, normalize={self.normalize}, "
-            f"symmetric={self.symmetric}, gather_distributed={self.gather_distributed}"
-        )
 
 
 def _normalized(queries: Tensor, keys: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -288,5 +283,7 @@ SPEC = register_loss(
             ),
             _pairs("same_view", "extreme", 33, 16, temperature=0.05, noise=0.0),
         ),
+        constants=("negatives",),
+        amplification=largest_logit,
     )
 )

@@ -13,19 +13,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank
 from sslfast.losses._checks import (
     MIN_TEMPERATURE,
+    check_distributed,
     check_rows,
     check_temperature,
     check_views,
 )
+from sslfast.losses._module import Objective
 from sslfast.losses._reduce import mean
 from sslfast.losses.contrastive._pairs import other_images, positive_similarity
-from sslfast.losses.contrastive._rows import inverse, one_sided_loss, round_like_tiles
+from sslfast.losses.contrastive._rows import (
+    inverse,
+    largest_logit,
+    one_sided_loss,
+    round_like_tiles,
+)
 from sslfast.losses.memory_bank import MemoryBankModule
 from sslfast.ops._checks import check_device
 from sslfast.ops.l2_normalize import l2_normalize
@@ -90,7 +97,7 @@ def ntxent_loss(
     return one_sided_loss(queries, positives, negatives, temperature)
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(Objective):
     """NT-Xent, a drop-in for `lightly.loss.NTXentLoss` 1.5 (Chen et al. 2020, section 2.1).
 
     Args:
@@ -126,10 +133,7 @@ class NTXentLoss(nn.Module):
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.eps = MIN_TEMPERATURE
-        if gather_distributed and not torch.distributed.is_available():
-            raise ValueError(
-                "gather_distributed must be False: this torch has no torch.distributed"
-            )
+        check_distributed(gather_distributed)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the 0-dim loss of two views.
@@ -151,9 +155,6 @@ class NTXentLoss(nn.Module):
         _, negatives = self.memory_bank(positives, update=out0.requires_grad)
         negatives = negatives.to(out0.device)
         return one_sided_loss(queries, positives, negatives, self.temperature)
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, gather_distributed={self.gather_distributed}"
 
 
 def _loss_within_batch(
@@ -255,5 +256,7 @@ SPEC = register_loss(
             _views("same_view", "extreme", 33, 16, temperature=0.05, noise=0.0),
             _views("unnormalised", "extreme", 64, 48, temperature=0.05, noise=1.0, magnitude=100.0),
         ),
+        constants=("negatives",),
+        amplification=largest_logit,
     )
 )

@@ -19,14 +19,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank, world_size
-from sslfast.losses._checks import check_distributed, check_number, check_temperature
-from sslfast.losses._reduce import mean
+from sslfast.losses._checks import (
+    check_choice,
+    check_distributed,
+    check_number,
+    check_temperature,
+)
+from sslfast.losses._module import Objective
+from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.contrastive._positives import Positives, by_mask, same_label, same_sample
-from sslfast.losses.contrastive._rows import factor, inverse, round_like_tiles, row_dot
+from sslfast.losses.contrastive._rows import (
+    factor,
+    inverse,
+    largest_logit,
+    round_like_tiles,
+)
 from sslfast.ops._checks import check_device, check_floating, check_ids
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
@@ -105,7 +116,7 @@ def supcon_loss(
     return factor(temperature, rows) / base_temperature * mean(terms) / share
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(Objective):
     """SupCon, a drop-in for HobbitLong's `SupConLoss` (Khosla et al. 2020, equation 2).
 
     Args:
@@ -137,7 +148,7 @@ class SupConLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        _check_mode(contrast_mode)
+        check_choice("contrast_mode", contrast_mode, MODES)
         check_number("base_temperature", base_temperature, above=0)
         check_distributed(gather_distributed)
         self.temperature = temperature
@@ -170,14 +181,6 @@ class SupConLoss(nn.Module):
             gather_distributed=self.gather_distributed,
         )
 
-    def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, contrast_mode={self.contrast_mode!r}, "
-            f"base_temperature={self.base_temperature}, "
-            f"only_with_positives={self.only_with_positives}, "
-            f"gather_distributed={self.gather_distributed}"
-        )
-
 
 def _terms(
     anchors: Tensor, contrasts: Tensor | None, positives: Positives, temperature: float | Tensor
@@ -207,11 +210,6 @@ def _share_with_positives(positives: Positives, gather_distributed: bool) -> Ten
     return share.where(share > 0, 1)
 
 
-def _check_mode(contrast_mode: str) -> None:
-    if contrast_mode not in MODES:
-        raise ValueError(f"contrast_mode must be one of {MODES}, got {contrast_mode!r}")
-
-
 def _check(
     features: Tensor,
     labels: Tensor | None,
@@ -225,7 +223,7 @@ def _check(
             "features must have shape (B, V, ...) with at least one sample, view and feature, "
             f"got shape {tuple(features.shape)}"
         )
-    _check_mode(contrast_mode)
+    check_choice("contrast_mode", contrast_mode, MODES)
     if labels is not None and mask is not None:
         raise ValueError(
             f"labels must be None when a mask is given, got shape {tuple(labels.shape)}"
@@ -390,5 +388,6 @@ SPEC = register_loss(
             _samples_of("wide", "extreme", 13, 2, 2048, classes=4, temperature=1.0),
             _samples_of("same_view", "extreme", 17, 2, 16, temperature=0.05, noise=0.0),
         ),
+        amplification=largest_logit,
     )
 )

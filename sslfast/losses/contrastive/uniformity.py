@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, world_size
 from sslfast.losses._checks import check_distributed, check_number, check_rows
-from sslfast.losses._reduce import mean
+from sslfast.losses._module import Objective
+from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.contrastive._pairs import Keys, keys_of_ranks
-from sslfast.losses.contrastive._rows import round_like_tiles, row_dot
+from sslfast.losses.contrastive._rows import round_like_tiles
 from sslfast.ops._checks import accumulator
 from sslfast.ops.l2_normalize import l2_normalize
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
@@ -62,7 +63,7 @@ def uniformity_loss(
     return _potential(embeddings, t, gather_distributed)
 
 
-class UniformityLoss(nn.Module):
+class UniformityLoss(Objective):
     """Log of the mean Gaussian potential of all pairs (Wang & Isola 2020, section 4.1.2).
 
     Args:
@@ -99,11 +100,6 @@ class UniformityLoss(nn.Module):
             t=self.t,
             normalize=self.normalize,
             gather_distributed=self.gather_distributed,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"t={self.t}, normalize={self.normalize}, gather_distributed={self.gather_distributed}"
         )
 
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from sslfast.distributed import column_moments_of_ranks, world_size
-from sslfast.losses._checks import check_number
+from sslfast.losses._checks import check_choice, check_number
 from sslfast.losses.redundancy._ranks import (
     GRAD_SCALES,
     GradScale,
     averaged_over_ranks,
-    check_choice,
     frobenius,
     num_rows_of,
     split_frobenius,

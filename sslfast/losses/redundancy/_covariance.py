@@ -23,7 +23,7 @@ from sslfast.losses import _reduce
 from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._checks import accumulator
 from sslfast.ops._frobenius_arguments import Route
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._operands import tile_operands
 from sslfast.ops.cross_frobenius import SPEC as FROBENIUS
 from sslfast.ops.standardize import SPEC as STANDARDIZE
 from sslfast.ops.standardize import standardize

@@ -19,12 +19,6 @@ GradScale = Literal["exact", "reference"]
 GRAD_SCALES = ("exact", "reference")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-
-
 def num_rows_of(embeddings: Tensor, gather_distributed: bool) -> int:
     """Rows that the loss is taken over: N of this rank, or W N."""
     return len(embeddings) * (world_size() if gather_distributed else 1)

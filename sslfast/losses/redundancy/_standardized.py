@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from sslfast import _backends
 from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._frobenius_arguments import Route
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._operands import tile_operands
+from sslfast.ops._registration import wanted
 from sslfast.ops._standardize_arguments import Rule
 from sslfast.ops._standardize_gradient import scale
 from sslfast.ops.cross_frobenius import SPEC as FROBENIUS
@@ -98,5 +99,4 @@ class _SplitFrobenius(torch.autograd.Function):
         gradients = FROBENIUS.backward_op(
             dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, backend
         )
-        wanted = (g if need else None for g, need in zip(gradients, needs, strict=True))
-        return *wanted, *[None] * 4
+        return wanted(gradients, ctx.needs_input_grad)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_number, check_views
+from sslfast.losses._checks import check_count, check_number, check_views
 from sslfast.losses._reduce import mean
 from sslfast.losses.redundancy._whitening import Whitened, whiten
-from sslfast.losses.redundancy.whitening import check_count
 from sslfast.ops._checks import accumulator, check_ids
 from sslfast.ops.l2_normalize import l2_normalize
 

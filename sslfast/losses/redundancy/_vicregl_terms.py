@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_number
+from sslfast.losses._checks import check_choice, check_number
 from sslfast.losses.redundancy._maps import Crop
 from sslfast.losses.redundancy._matching import Matches, match, take_places
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
@@ -49,8 +49,7 @@ class Settings(NamedTuple):
         check_number("alpha", self.alpha, least=0)
         if self.alpha > 1:
             raise ValueError(f"alpha must be at most 1, got {self.alpha}")
-        if self.match_order not in MATCH_ORDERS:
-            raise ValueError(f"match_order must be one of {MATCH_ORDERS}, got {self.match_order!r}")
+        check_choice("match_order", self.match_order, MATCH_ORDERS)
         counts = tuple(self.num_matches)
         if len(counts) != 2 or not all(each is None or each == -1 or each > 0 for each in counts):
             raise ValueError(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from sslfast.losses._checks import check_distributed, check_number
-from sslfast.losses.redundancy._ranks import GRAD_SCALES, GradScale, check_choice
+from sslfast.losses._checks import check_choice, check_distributed, check_number
+from sslfast.losses._module import Objective
+from sslfast.losses.redundancy._ranks import GRAD_SCALES, GradScale
 from sslfast.ops._frobenius_arguments import ROUTES, Route
 
 
@@ -26,7 +25,7 @@ def check_terms(*, eps: float, grad_scale: str, route: str, **weights: float) ->
     check_choice("route", route, ROUTES)
 
 
-class WeightedTerms(nn.Module):
+class WeightedTerms(Objective):
     """A module whose options are attributes under lightly's names.
 
     Args:
@@ -62,6 +61,3 @@ class WeightedTerms(nn.Module):
         """Weights and options as keywords of the functional twin."""
         names = (*self._weights, "gather_distributed", "eps", "grad_scale", "route")
         return {name: getattr(self, name) for name in names}
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.options().items())

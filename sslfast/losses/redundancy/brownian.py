@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.losses._reduce import mean
-from sslfast.losses.contrastive._rows import row_dot
+from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.redundancy._views import (
     check_many_views,
     check_same_images,

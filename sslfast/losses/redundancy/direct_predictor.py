@@ -22,8 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast.distributed import world_size
-from sslfast.losses._checks import check_distributed, check_number, check_rows
-from sslfast.losses.redundancy.whitening import check_count
+from sslfast.losses._checks import (
+    check_choice,
+    check_count,
+    check_distributed,
+    check_number,
+    check_rows,
+)
 from sslfast.ops._checks import accumulator
 
 Rule = Literal["directpred", "directcopy"]
@@ -98,10 +103,8 @@ class DirectPredictor(nn.Module):
         check_number("floor", floor)
         check_count("update_every", update_every, 1)
         check_distributed(gather_distributed)
-        if rule not in RULES:
-            raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
+        check_choice("rule", rule, RULES)
+        check_choice("norm", norm, NORMS)
         self.dim = dim
         self.rule = rule
         self.momentum = momentum

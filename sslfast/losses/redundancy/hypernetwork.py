@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast.losses._checks import check_rows
+from sslfast.losses._checks import check_choice, check_rows
 from sslfast.ops._checks import check_device
 
 HYPERNETWORKS = ("linear", "deep")
@@ -101,8 +101,7 @@ class HypernetworkPredictor(nn.Module):
                 "num_features, num_parameters and hidden_features must be at least 1, got "
                 f"{num_features}, {num_parameters} and {tuple(hidden_features)}"
             )
-        if hypernetwork not in HYPERNETWORKS:
-            raise ValueError(f"hypernetwork must be one of {HYPERNETWORKS}, got {hypernetwork!r}")
+        check_choice("hypernetwork", hypernetwork, HYPERNETWORKS)
         self.num_features, self.num_parameters = num_features, num_parameters
         self.activation = activation
         self.trunk = nn.Sequential()

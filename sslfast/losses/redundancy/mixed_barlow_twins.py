@@ -22,10 +22,16 @@ from torch.autograd.function import once_differentiable
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank
-from sslfast.losses._checks import check_distributed, check_number, check_scalar, check_views
+from sslfast.losses._checks import (
+    check_choice,
+    check_distributed,
+    check_number,
+    check_scalar,
+    check_views,
+)
 from sslfast.losses.redundancy import _correlation_eager as eager
 from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistics
-from sslfast.losses.redundancy._ranks import GradScale, check_choice
+from sslfast.losses.redundancy._ranks import GradScale
 from sslfast.ops._checks import accumulator, check_device, check_ids
 from sslfast.ops._frobenius_arguments import Route
 

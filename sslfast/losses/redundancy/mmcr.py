@@ -14,13 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, mean_over_ranks
 from sslfast.losses._checks import check_distributed, check_number
+from sslfast.losses._module import Objective
+from sslfast.losses._nuclear import nuclear_norms
 from sslfast.losses._reduce import mean
-from sslfast.losses.redundancy._nuclear import nuclear_norms
 from sslfast.ops._checks import accumulator, check_device, check_floating
 
 
@@ -67,7 +68,7 @@ def mmcr_loss(
     return sizes - nuclear_norms(centroids)
 
 
-class MMCRLoss(nn.Module):
+class MMCRLoss(Objective):
     """MMCR, a drop-in for `lightly.loss.MMCRLoss` 1.5 (Yerxa et al. 2023, section 2).
 
     Args:
@@ -99,9 +100,6 @@ class MMCRLoss(nn.Module):
         return mmcr_loss(
             online, momentum, lmda=self.lmda, gather_distributed=self.gather_distributed
         )
-
-    def extra_repr(self) -> str:
-        return f"lmda={self.lmda}, gather_distributed={self.gather_distributed}"
 
 
 def _check_networks(online: Tensor, momentum: Tensor) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
@@ -30,12 +30,12 @@ from sslfast.distributed import (
     scale_gradient,
     world_size,
 )
-from sslfast.losses._checks import check_distributed
+from sslfast.losses._checks import check_choice, check_distributed
+from sslfast.losses._module import Objective
 from sslfast.losses.redundancy._ranks import (
     GRAD_SCALES,
     GradScale,
     averaged_over_ranks,
-    check_choice,
 )
 from sslfast.losses.redundancy._views import check_many_views, random_views, unit_views
 from sslfast.ops.cross_frobenius import cross_frobenius
@@ -91,7 +91,7 @@ def _spread(off_diagonal: Tensor, diagonal: Tensor) -> Tensor:
     return deviation.square().mean() + off_diagonal / (len(diagonal) * scale.square())
 
 
-class SingularValueLoss(nn.Module):
+class SingularValueLoss(Objective):
     """Relative variance of the squared singular values of a batch (after arXiv:2207.03552).
 
     Args:
@@ -126,9 +126,6 @@ class SingularValueLoss(nn.Module):
             gather_distributed=self.gather_distributed,
             grad_scale=self.grad_scale,
         )
-
-    def extra_repr(self) -> str:
-        return f"gather_distributed={self.gather_distributed}, grad_scale={self.grad_scale!r}"
 
 
 def _singular_value_eager(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
@@ -28,8 +28,8 @@ from sslfast.distributed import (
     world_size,
 )
 from sslfast.losses._checks import check_distributed, check_number, check_views
-from sslfast.losses._reduce import mean
-from sslfast.losses.contrastive._rows import row_dot
+from sslfast.losses._module import Objective
+from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.redundancy._moving_covariance import (
     check_covariance,
     moved_average,
@@ -87,7 +87,7 @@ def tico_loss(
     return (mean_over_ranks(own) if ranks > 1 else own) + rho * contrast
 
 
-class TiCoLoss(nn.Module):
+class TiCoLoss(Objective):
     """TiCo, a drop-in for `lightly.loss.TiCoLoss` 1.5 (Zhu et al. 2022, section 3).
 
     Args:
@@ -151,9 +151,6 @@ class TiCoLoss(nn.Module):
         self.C = moved_average(self.C, rows.detach(), self.beta, self.gather_distributed)
         loss = 1 - mean(row_dot(rows, others)) + self.rho * quadratic_mean(rows, self.C)
         return mean_over_ranks(loss) if self.gather_distributed else loss
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}, rho={self.rho}, gather_distributed={self.gather_distributed}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """C has no shape before the first batch: it takes that of the state."""

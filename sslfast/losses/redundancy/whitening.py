@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslfast.losses._checks import check_number, check_rows
+from sslfast.losses._checks import check_count, check_number, check_rows
 from sslfast.losses.redundancy._whitening import whiten, whiten_by
 
 
@@ -96,10 +96,3 @@ class Whitening2d(nn.Module):
         for running, batches in ((self.running_mean, means), (self.running_variance, covariances)):
             update = (batches * weights.view(-1, *[1] * (batches.ndim - 1))).sum(0)
             running.mul_(kept).add_(update.view_as(running))
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

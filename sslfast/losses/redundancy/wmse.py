@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.losses._checks import check_rows
+from sslfast.losses._checks import check_count, check_rows
 from sslfast.losses.redundancy._sub_batches import (
     check_split,
     mean_over_pairs,
@@ -28,7 +28,7 @@ from sslfast.losses.redundancy._sub_batches import (
     orders,
     whitened_batches,
 )
-from sslfast.losses.redundancy.whitening import Whitening2d, check_count
+from sslfast.losses.redundancy.whitening import Whitening2d
 from sslfast.ops._checks import accumulator
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
