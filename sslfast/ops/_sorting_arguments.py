@@ -1,0 +1,106 @@
+"""Arguments of the sorting-network primitives: how they are grouped, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslfast.ops._checks import (
+    accumulator,
+    check_choice,
+    check_device,
+    check_floating,
+    check_number,
+)
+from sslfast.ops._sorting_networks import NETWORKS
+
+# In the order of `enum class Relaxation` in csrc/include/sslfast/relaxations.h.
+RELAXATIONS = ("cauchy", "reciprocal", "optimal", "logistic", "logistic_phi", "gaussian")
+# Tails that fall faster than 1/d: masses come close to 0, where 1 - mass would keep no digit.
+SATURATING = ("logistic", "logistic_phi", "gaussian")
+RULE_SCHEMA = "str network, str relaxation, float steepness, float art_lambda"
+
+
+class Rule(NamedTuple):
+    """What is compared, and how softly; see `relaxed_sort`."""
+
+    network: str
+    relaxation: str
+    steepness: float
+    art_lambda: float
+
+
+class Groups(NamedTuple):
+    """Arguments of `sorting_group_mass` beside the values, tensors first."""
+
+    teacher: Tensor | None
+    group_sizes: tuple[int, ...]
+    cross_entropy: bool
+    teacher_steepness: float
+
+    @property
+    def bounds(self) -> list[int]:
+        """First rank of each group, and n."""
+        ends = [0]
+        for size in self.group_sizes:
+            ends.append(ends[-1] + size)
+        return ends
+
+
+def check_lists(name: str, lists: Tensor) -> None:
+    """Raises TypeError or ValueError unless floating (B, n) with n >= 1."""
+    check_floating(name, lists)
+    if lists.ndim != 2 or lists.shape[1] == 0:
+        raise ValueError(
+            f"{name} must be lists (B, n) with at least one value each, "
+            f"got shape {tuple(lists.shape)}"
+        )
+
+
+def check_rule(network: str, relaxation: str, steepness: float, art_lambda: float) -> Rule:
+    """The rule, or TypeError or ValueError that names the argument and what it got."""
+    check_choice("network", network, tuple(NETWORKS))
+    check_choice("relaxation", relaxation, RELAXATIONS)
+    check_number("steepness", steepness, above=0)
+    check_number("art_lambda", art_lambda, least=0, below=1)
+    return Rule(network, relaxation, float(steepness), float(art_lambda))
+
+
+def check_groups(values: Tensor, group_sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes, or TypeError or ValueError that names what is wrong with them."""
+    if isinstance(group_sizes, (str, Tensor)) or not isinstance(group_sizes, Sequence):
+        raise TypeError(
+            f"group_sizes must be a sequence of integers, got {type(group_sizes).__name__}"
+        )
+    sizes = tuple(group_sizes)
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise TypeError(f"group_sizes must hold integers, got {sizes}")
+    length = values.shape[1]
+    if any(size < 1 for size in sizes) or sum(sizes) != length:
+        raise ValueError(
+            f"group_sizes must be positive and sum to the length of the lists, n = {length}, "
+            f"got {sizes}"
+        )
+    return sizes
+
+
+def check_teacher(values: Tensor, teacher: Tensor | None, cross_entropy: bool) -> None:
+    if teacher is None:
+        return
+    check_floating("teacher", teacher)
+    if not cross_entropy:
+        raise ValueError("teacher must be None unless cross_entropy is True, got a tensor")
+    if teacher.shape != values.shape:
+        raise ValueError(
+            f"teacher must have the shape of values {tuple(values.shape)}, "
+            f"got {tuple(teacher.shape)}"
+        )
+    check_device("teacher", teacher, "values", values)
+
+
+def empty_like_sums(values: Tensor, *shape: int) -> Tensor:
+    """Memory of the dtype that sums over `values` are kept in."""
+    return torch.empty(shape, dtype=accumulator(values.dtype), device=values.device)
