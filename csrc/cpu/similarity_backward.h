@@ -4,6 +4,7 @@
 // In the symmetric form drow and dcol are one vector, G is symmetric, and dq is the whole gradient.
 #pragma once
 
+#include "cpu/similarity_logsumexp.h"
 #include "cpu/similarity_operands.h"
 
 namespace sslfast::SSLFAST_ISA {

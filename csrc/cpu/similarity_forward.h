@@ -1,6 +1,7 @@
 // lse_i = log sum_j exp(s_ij): forward pass. One template, compiled once per instruction set.
 #pragma once
 
+#include "cpu/similarity_logsumexp.h"
 #include "cpu/similarity_operands.h"
 
 namespace sslfast::SSLFAST_ISA {

@@ -1,57 +1,15 @@
 // CPU launcher and registration of similarity_logsumexp.
 #include "cpu/similarity_logsumexp.h"
 
-#include <algorithm>
 #include <tuple>
-#include <type_traits>
 
-#include "cpu/launch.h"
+#include "cpu/similarity_launch.h"
 #include "sslfast/isa.h"
 
 SSLFAST_DECLARE_KERNELS(SimilarityKernels, similarity_kernels)
 
 namespace sslfast {
 namespace {
-
-using MaybeTensor = std::optional<Tensor>;
-
-// Ids as wide as the kernel's lanes. int64 ids keep their order of equality: shifted to zero where
-// their range fits, else replaced by their rank.
-template <class Id>
-struct Ids {
-  std::vector<Id> rows, keys;
-  bool given = false;
-
-  Ids(const MaybeTensor& row_ids, const MaybeTensor& key_ids) {
-    if (!row_ids) return;
-    given = true;
-    const int64_t *r = data<int64_t>(*row_ids), *k = key_ids ? data<int64_t>(*key_ids) : nullptr;
-    const int64_t n = row_ids->numel(), m = k ? key_ids->numel() : 0;
-    if constexpr (std::is_same_v<Id, int64_t>) {
-      rows.assign(r, r + n);
-      keys.assign(k, k + m);
-    } else {
-      int64_t least = INT64_MAX, most = INT64_MIN;
-      for (int64_t i = 0; i < n; ++i) least = std::min(least, r[i]), most = std::max(most, r[i]);
-      for (int64_t j = 0; j < m; ++j) least = std::min(least, k[j]), most = std::max(most, k[j]);
-      if (n + m > 0 && uint64_t(most) - uint64_t(least) <= UINT32_MAX) {
-        const auto shift = [=](int64_t id) { return Id(uint32_t(uint64_t(id) - uint64_t(least))); };
-        std::transform(r, r + n, std::back_inserter(rows), shift);
-        std::transform(k, k + m, std::back_inserter(keys), shift);
-        return;
-      }
-      std::vector<int64_t> distinct(r, r + n);
-      distinct.insert(distinct.end(), k, k + m);
-      std::sort(distinct.begin(), distinct.end());
-      distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-      const auto rank = [&](int64_t id) {
-        return Id(std::lower_bound(distinct.begin(), distinct.end(), id) - distinct.begin());
-      };
-      std::transform(r, r + n, std::back_inserter(rows), rank);
-      std::transform(k, k + m, std::back_inserter(keys), rank);
-    }
-  }
-};
 
 struct Arguments {
   const Tensor& queries;
@@ -66,52 +24,25 @@ struct Arguments {
   int64_t m() const { return keys ? keys->size(0) : queries.size(0); }
 
   void check_all() const {
-    const ScalarType dtype = queries.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                    "queries must be float32 or float64");
-    STD_TORCH_CHECK(queries.dim() == 2, "queries must be (N, D)");
-    check(queries, "queries", dtype);
+    const ScalarType dtype = check_rows(queries, keys, query_ids, key_ids);
     check(scale, "scale", dtype);
     STD_TORCH_CHECK(scale.numel() == 1 || (keys && !columns && scale.numel() == n()),
                     "scale must have 1 element, or N in the rows-only rectangular form");
-    if (keys) {
-      check(*keys, "keys", dtype);
-      STD_TORCH_CHECK(keys->dim() == 2 && keys->size(1) == queries.size(1), "keys must be (M, D)");
-    }
-    STD_TORCH_CHECK(n() > 0 && m() > 0 && queries.size(1) > 0, "queries and keys may not be empty");
     STD_TORCH_CHECK(!columns || (keys && !bias), "columns need keys and no bias");
     if (bias) {
       check(*bias, "bias", dtype);
       STD_TORCH_CHECK(keys && bias->numel() == m(), "bias must be (M), with keys");
-    }
-    if (query_ids) {
-      check(*query_ids, "query_ids", ScalarType::Long);
-      STD_TORCH_CHECK(query_ids->numel() == n(), "query_ids must be (N)");
-    }
-    STD_TORCH_CHECK(key_ids.has_value() == (query_ids.has_value() && keys.has_value()),
-                    "key_ids go with query_ids in the rectangular form");
-    if (key_ids) {
-      check(*key_ids, "key_ids", ScalarType::Long);
-      STD_TORCH_CHECK(key_ids->numel() == m(), "key_ids must be (M)");
     }
   }
 
   template <class T>
   void fill(SimilarityProblem<T>& p, const Ids<typename IdOf<T>::type>& ids,
             TorchWorkspace& workspace) const {
-    p.rows = n();
-    p.keys = m();
-    p.features = queries.size(1);
-    p.q = data<T>(queries);
-    p.k = keys ? data<T>(*keys) : nullptr;
+    fill_rows(p, queries, keys, ids, workspace);
     p.scale = data<T>(scale);
     p.row_scale = scale.numel() > 1;
     p.bias = bias ? data<T>(*bias) : nullptr;
-    p.row_ids = ids.given ? ids.rows.data() : nullptr;
-    p.key_ids = ids.given ? ids.keys.data() : nullptr;
     p.columns = columns;
-    p.pool = torch_pool();
-    p.workspace = workspace;
   }
 };
 

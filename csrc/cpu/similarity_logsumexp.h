@@ -2,38 +2,9 @@
 // shared by files of every instruction set.
 #pragma once
 
-#include <stdint.h>
-
-#include "sslfast/pool.h"
+#include "cpu/similarity_problem.h"
 
 namespace sslfast {
-
-template <class T>
-struct IdOf;
-template <>
-struct IdOf<float> {
-  using type = int32_t;
-};
-template <>
-struct IdOf<double> {
-  using type = int64_t;
-};
-
-template <class T>
-struct SimilarityProblem {
-  using Id = typename IdOf<T>::type;
-  int64_t rows, keys, features;  // N, M, D
-  const T* q;                    // (N, D)
-  const T* k;                    // (M, D); null: the symmetric form, keys are the queries
-  const T* scale;                // (1) or (N)
-  bool row_scale;
-  const T* bias;      // (M) or null
-  const Id* row_ids;  // (N) or null
-  const Id* key_ids;  // (M) or null
-  bool columns;
-  Pool pool;
-  Workspace workspace;
-};
 
 // The mean of the keys under each query's softmax, from the forward pass; rows null: not asked for.
 template <class T>

@@ -1,7 +1,7 @@
 // From the launcher's problem to packed operands, shared by the forward and the backward pass.
 #pragma once
 
-#include "cpu/similarity_logsumexp.h"
+#include "cpu/similarity_problem.h"
 #include "cpu/similarity_tiles.h"
 
 namespace sslfast::SSLFAST_ISA {
@@ -49,7 +49,7 @@ class Tiling {
     const int64_t padded_rows = all_.row_blocks.size * all_.row_blocks.count;
     const int64_t padded_keys = all_.key_blocks.size * all_.key_blocks.count;
     T* scale = filled<T>(w, padded_rows, T(0));
-    for (int64_t i = 0; i < p.rows; ++i) scale[i] = p.scale[p.row_scale ? i : 0];
+    for (int64_t i = 0; i < p.rows; ++i) scale[i] = p.scale ? p.scale[p.row_scale ? i : 0] : T(1);
     all_.scale = scale;
     all_.row_offset = filled<T>(w, padded_rows, T(0));
     all_.key_offset = filled<T>(w, padded_keys, T(0));

@@ -70,10 +70,10 @@ class Problem:
 
 
 def problem_of(arguments: Arguments, keep: str, cache: Tensor) -> Problem:
-    queries = _aligned(arguments.queries)
+    queries = aligned(arguments.queries)
     num_rows, num_keys = len(queries), arguments.num_keys
     symmetric = arguments.keys is None
-    keys = queries if arguments.keys is None else _aligned(arguments.keys)
+    keys = queries if arguments.keys is None else aligned(arguments.keys)
     optional = (arguments.bias, arguments.query_ids, arguments.other_ids)
     bias, query_ids, key_ids = (None if e is None else e.contiguous() for e in optional)
     header = cache[: cost.CACHE_HEADER].view(torch.int32)
@@ -108,7 +108,7 @@ def problem_of(arguments: Arguments, keep: str, cache: Tensor) -> Problem:
     )
 
 
-def _aligned(rows: Tensor) -> Tensor:
+def aligned(rows: Tensor) -> Tensor:
     """Rows that are read 16 bytes at a time: a copy with zeros behind the last feature, if need be.
 
     Their products and norms are those of the rows; a gradient has zeros there, cut off at the end.

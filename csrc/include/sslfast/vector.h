@@ -81,6 +81,10 @@ SSLFAST_INLINE IntVec<T> load_ids(const Int<T>* p) {
   return *reinterpret_cast<const typename Lanes<T>::IntUnaligned*>(p);
 }
 template <class T>
+SSLFAST_INLINE void store_ids(Int<T>* p, IntVec<T> v) {
+  *reinterpret_cast<typename Lanes<T>::IntUnaligned*>(p) = v;
+}
+template <class T>
 SSLFAST_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
@@ -96,6 +100,17 @@ SSLFAST_INLINE Vec<T> min(Vec<T> a, Vec<T> b) {
 template <class T>
 SSLFAST_INLINE Vec<T> zero_where(IntVec<T> mask, Vec<T> x) {
   return mask ? Vec<T>{} : x;
+}
+
+// Whether any lane of a comparison is true.
+template <class T>
+SSLFAST_INLINE bool any(IntVec<T> mask) {
+  typedef int64_t Words __attribute__((vector_size(kVectorBytes)));
+  const Words words = reinterpret_cast<Words>(mask);
+  int64_t found = 0;
+  SSLFAST_UNROLL
+  for (int i = 0; i < kVectorBytes / 8; ++i) found |= words[i];
+  return found != 0;
 }
 
 #if defined(__has_builtin)
