@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from sslfast import functional, losses
 from sslfast._backends import backend, explain
-from sslfast.ops import cross_frobenius, l2_normalize, similarity_logsumexp, standardize
+from sslfast.ops import (
+    cross_frobenius,
+    isotonic_rank,
+    l2_normalize,
+    relaxed_sort,
+    similarity_logsumexp,
+    similarity_topk,
+    sorting_group_mass,
+    standardize,
+)
 
 __all__ = [
     "backend",
     "cross_frobenius",
     "explain",
     "functional",
+    "isotonic_rank",
     "l2_normalize",
     "losses",
+    "relaxed_sort",
     "similarity_logsumexp",
+    "similarity_topk",
+    "sorting_group_mass",
     "standardize",
 ]
