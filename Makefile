@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := constraints.txt
+PEERS := bench/peers.txt
 CPP := $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/* csrc/include/sslfast/*)
 EMULATION := $(wildcard tests/cpp/*.* tests/cpp/cuda/*)
 SOURCES := $(CPP) CMakeLists.txt setup.py
 ARGS ?=
+FAMILY ?= contrastive
 PART ?=
 OUT ?= runs/gpu-check
 WHEELS ?=
@@ -21,10 +23,10 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 # torch comes first and the build is not isolated: an isolated build would fetch a torch of its own.
-.venv/.dependencies: pyproject.toml $(CONSTRAINTS)
+.venv/.dependencies: pyproject.toml $(CONSTRAINTS) $(PEERS)
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet -c $(CONSTRAINTS) torch numpy setuptools cmake ninja pybind11
-	$(PIP) install --quiet -c $(CONSTRAINTS) --no-deps lightly open_clip_torch pytorch-metric-learning
+	$(PIP) install --quiet --no-deps -r $(PEERS)
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --quiet triton==$(TRITON)
 	touch $@
 
@@ -71,8 +73,8 @@ format: install  ## rewrite Python and C++ in the house style
 gpu-check:  ## build, gpu tests, benchmark and ledger rows on a machine with an NVIDIA GPU
 	$(PYTHON) bench/gpu_check.py --part '$(PART)' --out '$(OUT)' --wheels '$(WHEELS)' $(ARGS)
 
-bench: install  ## the contrastive benchmark against eager, torch.compile and lightly
-	$(BIN)/sslfast bench contrastive $(ARGS)
+bench: install  ## a family (FAMILY=contrastive) against eager, torch.compile and its peers
+	$(BIN)/sslfast bench $(FAMILY) $(ARGS)
 
 clean:  ## remove builds and environment
 	rm -rf .venv build *.egg-info sslfast/*.so sslfast/native_status.json

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sslfast.bench.place import Place
     from sslfast.bench.runner import Options
-    from sslfast.bench.suite import Case
+    from sslfast.bench.suite import Case, Size
 
 LARGEST_QUICK_SIZE = 1024
 QUICK_ROUNDS = 5
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "families",
         nargs="*",
         metavar="family",
-        help="families to measure, for example contrastive or redundancy (default: all)",
+        help="families to measure, for example contrastive (default: all; --list names them)",
     )
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument(
@@ -62,7 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_sizes,
         default=(),
         metavar="N[xD],...",
-        help="rows (and features) instead of the cases' own, for example 1024,4096x256",
+        help="rows (and features, or length of a list) instead of the cases' own, for example"
+        " 1024,4096x256",
+    )
+    parser.add_argument(
+        "--first",
+        action="store_true",
+        help="of every case its first size alone, and none that eager does not fit",
     )
     parser.add_argument(
         "--threads",
@@ -129,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     device = args.device or default_device()
     places = [Place(device, dtype) for dtype in args.dtype or (default_precision(device),)]
     largest = LARGEST_QUICK_SIZE if args.quick and not args.sizes else None
-    cases = suite.select(args.families, args.sizes, largest, device)
+    cases = suite.select(args.families, args.sizes, largest, device, args.first)
     if not cases:
         raise ValueError("no case has these sizes: sslfast bench --list names the cases")
     if args.list:
@@ -277,10 +283,10 @@ def _positive(text: str) -> int:
     return value
 
 
-def _sizes(text: str) -> tuple[dict[str, int], ...]:
+def _sizes(text: str) -> tuple[Size, ...]:
     from sslfast.bench.suite import parse_size
 
     try:
-        return tuple(dict(parse_size(part)) for part in text.split(","))
+        return tuple(map(parse_size, text.split(",")))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

@@ -18,6 +18,7 @@ from sslfast.bench import peers
 from sslfast.bench.ledger import BOTH, FORWARD
 from sslfast.bench.place import CPU, Place
 from sslfast.bench.suite import SEED, Case, Inputs, Workload
+from sslfast.testing import as_tuple, continuous
 
 SSLFAST = "sslfast"
 EAGER = "eager"
@@ -153,8 +154,9 @@ def forward_backward(
         with contestant.casting(place or Place()):
             outputs = as_tuple(contestant.objective(**inputs))
         wanted = [inputs[leaf] for leaf in leaves]
-        weights = [cotangent(o) for o in outputs]
-        gradients = torch.autograd.grad(outputs, wanted, weights) if wanted else ()
+        learning = continuous(outputs)
+        weights = [cotangent(o) for o in learning]
+        gradients = torch.autograd.grad(learning, wanted, weights) if wanted else ()
     return tuple(o.detach() for o in outputs), gradients
 
 
@@ -169,10 +171,6 @@ def _drawn(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tenso
         return torch.ones((), dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(SEED)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
-
-
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def passes(

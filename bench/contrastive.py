@@ -12,7 +12,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from sslfast._registry import LOSSES, PRIMITIVES
+from sslfast._registry import PRIMITIVES
 from sslfast.bench import formulas, peers
 from sslfast.bench.suite import Inputs, Shape, Workload
 
@@ -43,32 +43,23 @@ def workloads() -> tuple[Workload, ...]:
 
 
 def _nt_xent() -> Workload:
-    loss = LOSSES["NTXentLoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "NTXentLoss",
         shapes=tuple({"N": n, "D": 128} for n in (256, 512, 1024, 2048, 4096)),
         gpu_shapes=NT_XENT_GPU,
         draw=_draw_pairs,
-        fused=partial(loss.functional, temperature=TEMPERATURE),
-        eager=partial(loss.eager, temperature=TEMPERATURE),
+        options={"temperature": TEMPERATURE},
         leaves=VIEWS,
         peers={"lightly": peers.lightly("ntx_ent_loss", "NTXentLoss", temperature=TEMPERATURE)},
     )
 
 
 def _clip() -> Workload:
-    loss = LOSSES["CLIPLoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "CLIPLoss",
         shapes=({"N": 4096, "D": 512}, {"N": 1024, "D": 512}),
         gpu_shapes=({"N": 32768, "D": 512}, {"N": 4096, "D": 512}),
         draw=_draw_towers,
-        fused=loss.functional,
-        eager=loss.eager,
         leaves=TOWERS,
         peers={
             "open_clip formula": peers.Peer(lambda: formulas.open_clip_loss),
@@ -79,19 +70,15 @@ def _clip() -> Workload:
 
 
 def _supcon() -> Workload:
-    loss = LOSSES["SupConLoss"]
     # With equal temperatures the factor between them is 1.
     options = {"temperature": TEMPERATURE, "base_temperature": TEMPERATURE}
     formula = partial(formulas.supcontrast_loss, temperature=TEMPERATURE)
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "SupConLoss",
         shapes=SUPCON,
         gpu_shapes=SUPCON_GPU,
         draw=_draw_classes,
-        fused=partial(loss.functional, **options),
-        eager=partial(loss.eager, **options),
+        options=options,
         leaves=("features",),
         peers={"SupContrast formula": peers.Peer(lambda: formula)},
     )
@@ -99,45 +86,36 @@ def _supcon() -> Workload:
 
 def _queue() -> Workload:
     """MoCo's step: the keys come from another encoder, so that only the queries learn."""
-    loss = LOSSES["InfoNCELoss"]
-    return Workload(
-        name=f"{loss.name} with a queue",
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "InfoNCELoss",
+        name="InfoNCELoss with a queue",
         shapes=({"N": 512, "K": 65536, "D": 128},),
         gpu_shapes=QUEUE_GPU,
         draw=_draw_queue,
-        fused=partial(loss.functional, temperature=QUEUE_TEMPERATURE),
-        eager=partial(loss.eager, temperature=QUEUE_TEMPERATURE),
+        options={"temperature": QUEUE_TEMPERATURE},
         leaves=("queries",),
     )
 
 
 def _dcl() -> Workload:
-    loss = LOSSES["DCLLoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "DCLLoss",
         shapes=({"N": 4096, "D": 128},),
         draw=_draw_pairs,
-        fused=partial(loss.functional, temperature=TEMPERATURE),
-        eager=partial(loss.eager, temperature=TEMPERATURE),
+        options={"temperature": TEMPERATURE},
         leaves=VIEWS,
         peers={"lightly": peers.lightly("dcl_loss", "DCLLoss", temperature=TEMPERATURE)},
     )
 
 
 def _nt_xent_beyond_eager() -> Workload:
-    loss = LOSSES["NTXentLoss"]
-    return Workload(
+    return Workload.of_loss(
+        "NTXentLoss",
         name="NTXentLoss beyond eager",
-        family=FAMILY,
-        subject=loss.name,
         shapes=({"N": 32768, "D": 128},),
         gpu_shapes=({"N": 131072, "D": 128},),
         draw=_draw_pairs,
-        fused=partial(loss.functional, temperature=TEMPERATURE),
+        options={"temperature": TEMPERATURE},
         eager=None,
         leaves=VIEWS,
         probe=_probe(),
@@ -148,15 +126,12 @@ def _nt_xent_beyond_eager() -> Workload:
 
 def _clip_beyond_eager() -> Workload:
     """On a GPU only: its 3.5e13 operations take a CPU minutes."""
-    loss = LOSSES["CLIPLoss"]
-    return Workload(
+    return Workload.of_loss(
+        "CLIPLoss",
         name="CLIPLoss beyond eager",
-        family=FAMILY,
-        subject=loss.name,
         shapes=(),
         gpu_shapes=({"N": 65536, "D": 1024},),
         draw=_draw_towers,
-        fused=loss.functional,
         eager=None,
         leaves=TOWERS,
         peers={"Inf-CL": peers.inf_cl(), "memeff": peers.memeff(CLIP_TEMPERATURE)},
@@ -168,18 +143,14 @@ def _clip_beyond_eager() -> Workload:
 
 def _normalize() -> Workload:
     """The first step of the family; on a GPU only, where it is a kernel of its own: traffic."""
-    primitive = PRIMITIVES["l2_normalize"]
-    return Workload(
-        name=primitive.name,
+    return Workload.of_primitive(
+        "l2_normalize",
         family=FAMILY,
-        subject=primitive.name,
         shapes=(),
         gpu_shapes=({"N": 65536, "D": 512},),
         draw=lambda shape, generator: {
             "embeddings": torch.randn(shape["N"], shape["D"], generator=generator)
         },
-        fused=primitive.function,
-        eager=primitive.reference,
         leaves=("embeddings",),
         peers={"F.normalize": peers.Peer(lambda: F.normalize)},
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sslfast.bench.contestants import EAGER, Contestant, as_tuple
+from sslfast._registry import LOSSES
+from sslfast.bench.contestants import EAGER, Contestant
 from sslfast.bench.place import Place
 from sslfast.bench.suite import Case, Inputs
-from sslfast.testing import CaseReport, cast, compare, evaluate, threads
+from sslfast.testing import CaseReport, as_tuple, cast, compare, evaluate, threads
 
 Results = dict[str, Tensor]
 
@@ -28,8 +29,9 @@ class Standard:
     """What a case has to give: eager in float64, and how far eager in this precision is from it.
 
     Inputs are rounded to the precision and widened for the oracle, so that only arithmetic is
-    judged; both run on the device of the case. A workload may have an oracle of its own. Where
-    eager does not fit, the oracle is its chunked form on a GPU and the probe on a CPU.
+    judged; both run on the device of the case. A loss has its registered tolerance. A workload may
+    have an oracle of its own. Where eager does not fit, the oracle is its chunked form on a GPU and
+    the probe on a CPU.
     """
 
     def __init__(self, case: Case, place: Place | None = None) -> None:
@@ -44,6 +46,10 @@ class Standard:
         baseline = Contestant(EAGER, eager)
         exact = Contestant(EAGER, self._case.workload.oracle or eager, autocast=False)
         self._inputs = self._case.inputs(place)
+        loss = LOSSES.get(workload.subject)
+        drawn = ((name, getattr(value, "data", value)) for name, value in self._inputs.items())
+        arguments = {**workload.options, **dict(drawn)}
+        self._tolerance = None if loss is None else loss.tolerance(arguments)
         wide = cast(self._inputs, torch.float64, place.device)
         self._oracle = _results(self._case, exact, place, wide)
         del wide
@@ -62,6 +68,7 @@ class Standard:
                 actual[name],
                 self._eager[name],
                 oracle,
+                tolerance=self._tolerance,
                 rounding=self._place.rounding,
             )
             for name, oracle in self._oracle.items()
@@ -95,10 +102,14 @@ def _results(case: Case, contestant: Contestant, place: Place, inputs: Inputs) -
     def objective(**arguments: object) -> tuple[Tensor, ...]:
         with contestant.casting(place):
             outputs = as_tuple(contestant.objective(**arguments))
-        return tuple(o.to(torch.promote_types(o.dtype, torch.float32)) for o in outputs)
+        return tuple(o.to(_at_least_float32(o.dtype)) for o in outputs)
 
     with contestant.forcing():
         return evaluate(objective, inputs, contestant.leaves(case))
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
 
 
 def _different(left: Results, right: Results) -> str:

@@ -50,8 +50,7 @@ facts = {"python": sys.version.split()[0], "gpu": "", "missing": []}
 for name in %r:
     if u.find_spec(name) is None:
         facts["missing"].append(name)
-for name in ("torch", "triton", "cupy-cuda13x", "cuda-bindings", "pytest-xdist", "lightly",
-             "inf-cl", "memeff"):
+for name in ("torch", "triton", "cupy-cuda13x", "cuda-bindings", "pytest-xdist", *%r):
     try:
         facts[name] = m.version(name)
     except m.PackageNotFoundError:
@@ -170,7 +169,10 @@ def parse(part: str, out: Path, wheels: str) -> Check:
 def machine_facts() -> dict[str, Any]:
     """Versions, the GPU by name (empty: none), and what is missing, asked in another process."""
     done = subprocess.run(
-        [sys.executable, "-c", FACTS % (MODULES,)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", FACTS % (MODULES, peers())],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("FACTS")]
     if not lines:
@@ -179,6 +181,12 @@ def machine_facts() -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(lines[-1].removeprefix("FACTS"))
     facts["missing"] += [name for name in PROGRAMS if shutil.which(name) is None]
     return facts
+
+
+def peers() -> list[str]:
+    """Names of the libraries that may be there to be measured against."""
+    lines = "\n".join(path.read_text() for path in sorted((ROOT / "bench").glob("peers*.txt")))
+    return [line.partition("==")[0] for line in lines.splitlines() if line and line[0] != "#"]
 
 
 def why_not(facts: dict[str, Any]) -> str:
@@ -246,7 +254,7 @@ def _bench(check: Check, stamps: Stamps | None) -> list[Step]:
     command += ("--device", "cuda", "--output", str(ROOT / "bench" / "results"), "--run", run)
     # Large matrices in half precision are what people train with; float32 at one size each.
     half = Step((*command, "--dtype", "bf16"), unfinished=(LEFT,))
-    single = ("--dtype", "tf32,fp32", "--sizes", "4096", "--no-peers")
+    single = ("--dtype", "tf32,fp32", "--first", "--no-peers")
     return [half] if check.family else [half, Step((*command, *single), unfinished=(LEFT,))]
 
 

@@ -36,8 +36,8 @@ class Row:
     family: str
     case: str
     subject: str
-    N: int | None
-    D: int | None
+    N: int | None  # rows of the case, whatever their letter
+    D: int | None  # their width
     dtype: str
     contestant: str
     version: str  # of another library's contestant

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,7 @@ from sslfast.bench.place import CPU, CUDA
 Objective = Callable[..., Any]
 
 BARE_LIGHTLY_PACKAGES = ("lightly.loss", "lightly.models", "lightly.models.modules")
+TORCHSORT = "--no-build-isolation torchsort"  # its extension is built with the torch that is there
 INF_CL_HEAD = 256  # features of one of its tiles; D has to be a multiple
 
 
@@ -112,6 +113,60 @@ def lightly_wmse(seed: int) -> Peer:
     return Peer(load, package="lightly")
 
 
+def diffsort(network: str, steepness: float, then: Objective | None = None) -> Peer:
+    """diffsort's network with Cauchy's relaxation, or what `then` makes of it as its ``sort``.
+
+    A network is made once for a length and a device, as in a model's constructor.
+    """
+
+    def load() -> Objective:
+        made = _imported("diffsort", "diffsort").DiffSortNet
+
+        @lru_cache
+        def of_length(n: int, device: torch.device) -> Any:
+            return made(network, n, device=device, steepness=steepness)
+
+        def sort(values: Tensor) -> Any:
+            return of_length(values.shape[1], values.device)(values)
+
+        return sort if then is None else partial(then, sort=sort)
+
+    return Peer(load, package="diffsort")
+
+
+def torchsort(name: str, **options: Any) -> Peer:
+    """A function of torchsort, of lists (B, n)."""
+
+    def load() -> Objective:
+        function: Objective = getattr(_imported("torchsort", TORCHSORT), name)
+        return partial(function, **options)
+
+    return Peer(load, package="torchsort")
+
+
+def metric_learning_smooth_ap(temperature: float) -> Peer:
+    """pytorch-metric-learning's ``SmoothAPLoss`` of (B, D) rows in blocks of one class.
+
+    It counts the classes of its labels and takes that number for the rows of a class, so that
+    blocks are read rightly where both are equal. It reads nothing else off its labels: here it is
+    told as many as a class has rows.
+    """
+
+    def load() -> Objective:
+        package = _imported("pytorch_metric_learning", "pytorch-metric-learning")
+        losses = importlib.import_module(f"{package.__name__}.losses")
+        loss = losses.SmoothAPLoss(temperature=temperature)
+
+        def step(embeddings: Tensor, labels: Tensor) -> Any:
+            index = torch.arange(len(labels), device=labels.device)
+            class_size = int((labels == labels[0]).sum())
+            return loss(embeddings, index % class_size)
+
+        return step
+
+    return Peer(load, package="pytorch-metric-learning", autocast=False)
+
+
 def inf_cl() -> Peer:
     """Inf-CL's two directions, each a pass of its own over (N, D) queries and keys.
 
@@ -158,7 +213,8 @@ def _memeff(temperature: float) -> Objective:
 
 def _imported(module: str, package: str) -> ModuleType:
     if importlib.util.find_spec(module) is None:
-        raise ImportError(f"{package} is not installed: pip install --no-deps {package}")
+        name = package.split()[-1]
+        raise ImportError(f"{name} is not installed: pip install --no-deps {package}")
     return importlib.import_module(module)
 
 

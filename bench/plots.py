@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +15,10 @@ from sslfast.bench import ledger
 from sslfast.bench.contestants import CHUNKED, COMPILE, EAGER, SSLFAST
 
 Rows = Sequence[dict[str, str]]
+SIZE = re.compile(r" (\w)=\d+")  # in the name of a case
 
-MUTED = {
-    EAGER: "#4c566a",
-    COMPILE: "#6b8cae",
-    "lightly": "#b48a5a",
-    "open_clip formula": "#8a9a5b",
-    "SupContrast formula": "#8a9a5b",
-    "MoCo formula": "#8a9a5b",
-    "authors' formula": "#8a9a5b",
-    "solo-learn formula": "#7d5a8c",
-    "Inf-CL": "#7d5a8c",
-    "memeff": "#3f7f7a",
-    CHUNKED: "#9a9a9a",
-}
+FIXED = {EAGER: "#4c566a", COMPILE: "#6b8cae", CHUNKED: "#9a9a9a"}
+PEERS = ("#b48a5a", "#8a9a5b", "#7d5a8c", "#3f7f7a", "#a0606a", "#5f7fa8")  # in the ledger's order
 OWN = ("#d62728", "#f4803c", "#8c1d40", "#f2a7a0")  # sslfast's backends, in the ledger's order
 
 use("Agg")
@@ -57,11 +48,11 @@ def draw(path: Path) -> list[Path]:
 
 
 def _against_size(rows: Rows, column: str, label: str) -> Figure | None:
-    """A curve per contestant over N, for the workload and D that were run at most sizes."""
+    """A curve per contestant over the rows, for the workload and width of most sizes."""
     by_workload: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         if row["N"] and row[column]:
-            by_workload[row["case"].split(" N=")[0], row["D"]].append(row)
+            by_workload[SIZE.split(row["case"])[0], row["D"]].append(row)
     if not by_workload:
         return None
     found = max(by_workload.items(), key=lambda item: len({r["N"] for r in item[1]}))
@@ -73,7 +64,9 @@ def _against_size(rows: Rows, column: str, label: str) -> Figure | None:
             (int(row["N"]), float(row[column])) for row in chosen if row["contestant"] == contestant
         )
         axes.plot(*zip(*points, strict=True), marker="o", label=contestant, **styles[contestant])
-    axes.set(xscale="log", yscale="log", xlabel=f"N (D = {chosen[0]['D']})", ylabel=label)
+    rows, *others = SIZE.findall(chosen[0]["case"])
+    width = f" ({others[-1]} = {chosen[0]['D']})" if others else ""
+    axes.set(xscale="log", yscale="log", xlabel=f"{rows}{width}", ylabel=label)
     sizes = sorted({int(row["N"]) for row in chosen})
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
@@ -153,9 +146,11 @@ def _contestants(rows: Rows) -> list[str]:
 
 
 def _styles(rows: Rows) -> dict[str, dict[str, Any]]:
-    """sslfast stands out; the others share the muted end of the palette in order."""
+    """sslfast stands out; the others share the muted end of the palette."""
     found = _contestants(rows)
     own = [name for name in found if name.startswith(SSLFAST)]
-    styles = {name: {"color": MUTED[name]} if name in MUTED else {} for name in found}
+    others = [name for name in found if name not in (*own, *FIXED)]
+    colors = {name: PEERS[i % len(PEERS)] for i, name in enumerate(others)}
+    styles: dict[str, dict[str, Any]] = {n: {"color": c} for n, c in {**FIXED, **colors}.items()}
     styles.update((name, {"color": OWN[i % len(OWN)], "zorder": 3}) for i, name in enumerate(own))
     return styles

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast._registry import LOSSES, PRIMITIVES
+from sslfast._registry import PRIMITIVES
 from sslfast.bench import formulas_redundancy as formulas
 from sslfast.bench import peers
 from sslfast.bench.contestants import COMPILE
@@ -55,19 +55,15 @@ def workloads() -> tuple[Workload, ...]:
 
 
 def _barlow_twins() -> Workload:
-    loss = LOSSES["BarlowTwinsLoss"]
     options = {"lambda_param": LAMBDA}
     authors = partial(formulas.authors_barlow_twins, **options)
     solo_learn = partial(formulas.solo_learn_barlow_twins, **options)
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "BarlowTwinsLoss",
         shapes=SHAPES,
         gpu_shapes=GPU_SHAPES,
         draw=_draw_views,
-        fused=partial(loss.functional, **options),
-        eager=partial(loss.eager, **options),
+        options=options,
         leaves=VIEWS,
         peers={
             "lightly": peers.lightly("barlow_twins_loss", "BarlowTwinsLoss", **options),
@@ -81,16 +77,11 @@ def _barlow_twins() -> Workload:
 
 
 def _vicreg() -> Workload:
-    loss = LOSSES["VICRegLoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "VICRegLoss",
         shapes=SHAPES,
         gpu_shapes=GPU_SHAPES,
         draw=_draw_views,
-        fused=loss.functional,
-        eager=loss.eager,
         leaves=VIEWS,
         peers={
             "lightly": peers.lightly("vicreg_loss", "VICRegLoss"),
@@ -105,16 +96,13 @@ def _vicreg() -> Workload:
 
 def _cross_frobenius() -> Workload:
     """Both routes beside the chosen one, on either side of N = D."""
-    primitive = PRIMITIVES["cross_frobenius"]
-    return Workload(
-        name=primitive.name,
+    return Workload.of_primitive(
+        "cross_frobenius",
         family=FAMILY,
-        subject=primitive.name,
         shapes=tuple({"N": 1024, "D": dim} for dim in (512, 1024, 2048)),
         gpu_shapes=tuple({"N": 2048, "D": dim} for dim in (1024, 2048, 8192)),
         draw=_draw_standardized,
-        fused=partial(primitive.function, split_diagonal=True),
-        eager=partial(primitive.reference, split_diagonal=True),
+        options={"split_diagonal": True},
         leaves=("a", "b"),
         peers={route: _route(route) for route in ("gram", "direct")},
         seconds=SECONDS_BESIDE,
@@ -122,16 +110,14 @@ def _cross_frobenius() -> Workload:
 
 
 def _covariance() -> Workload:
-    primitive = PRIMITIVES["cross_frobenius"]
-    return Workload(
-        name=f"{primitive.name} of one matrix",
+    return Workload.of_primitive(
+        "cross_frobenius",
+        name="cross_frobenius of one matrix",
         family=FAMILY,
-        subject=primitive.name,
         shapes=({"N": 1024, "D": 1024},),
         gpu_shapes=({"N": 2048, "D": 2048},),
         draw=lambda shape, generator: {"a": _draw_standardized(shape, generator)["a"]},
-        fused=partial(primitive.function, split_diagonal=True),
-        eager=partial(primitive.reference, split_diagonal=True),
+        options={"split_diagonal": True},
         leaves=("a",),
         peers={route: _route(route) for route in ("gram", "direct")},
         seconds=SECONDS_BESIDE,
@@ -140,15 +126,13 @@ def _covariance() -> Workload:
 
 def _standardize() -> Workload:
     """Against torch's batch norm, which is what it replaces, in the place of its reference."""
-    primitive = PRIMITIVES["standardize"]
-    return Workload(
-        name=primitive.name,
+    return Workload.of_primitive(
+        "standardize",
         family=FAMILY,
-        subject=primitive.name,
         shapes=({"N": 1024, "D": 8192},),
         gpu_shapes=({"N": 4096, "D": 8192},),
         draw=lambda shape, generator: {"embeddings": _draw_views(shape, generator)[VIEWS[0]]},
-        fused=partial(primitive.function, eps=formulas.BATCH_NORM_EPS),
+        options={"eps": formulas.BATCH_NORM_EPS},
         eager=formulas.batch_norm,
         leaves=("embeddings",),
         seconds=SECONDS_BESIDE,
@@ -157,16 +141,11 @@ def _standardize() -> Workload:
 
 def _tico() -> Workload:
     """One step with the covariance of earlier ones, which stays as it is."""
-    loss = LOSSES["TiCoLoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "TiCoLoss",
         shapes=({"N": 1024, "D": 256},),
         gpu_shapes=({"N": 4096, "D": 256},),
         draw=_draw_tico,
-        fused=loss.functional,
-        eager=loss.eager,
         leaves=VIEWS,
         peers={"lightly": peers.lightly_tico()},
         counted=False,
@@ -176,16 +155,11 @@ def _tico() -> Workload:
 
 def _mmcr() -> Workload:
     """On a CPU only: it has no kernel of its own, and many small decompositions."""
-    loss = LOSSES["MMCRLoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "MMCRLoss",
         shapes=({"N": 256, "V": 2, "D": 512},),
         gpu_shapes=(),
         draw=_draw_networks,
-        fused=loss.functional,
-        eager=loss.eager,
         leaves=("online", "momentum"),
         peers={"lightly": peers.lightly("mmcr_loss", "MMCRLoss")},
         seconds=SECONDS_BESIDE,
@@ -194,16 +168,11 @@ def _mmcr() -> Workload:
 
 def _wmse() -> Workload:
     """On a CPU only: it has no kernel of its own, and small factorisations."""
-    loss = LOSSES["WMSELoss"]
-    return Workload(
-        name=loss.name,
-        family=FAMILY,
-        subject=loss.name,
+    return Workload.of_loss(
+        "WMSELoss",
         shapes=({"N": 512, "D": 128},),
         gpu_shapes=(),
         draw=_draw_stacked,
-        fused=loss.functional,
-        eager=loss.eager,
         leaves=("embeddings",),
         peers={"lightly": peers.lightly_wmse(ORDER_SEED)},
         counted=False,

@@ -25,7 +25,7 @@ from sslfast.bench.suite import Case
 from sslfast.testing import peak_memory_of
 
 MIB, MILLI, GIGA = 1 << 20, 1e3, 1e9
-SMALL_PRODUCT = 1 << 30  # N * N * D below which a spinning barrier can outweigh the work
+SMALL_PRODUCT = 1 << 30  # rows * rows * width below which a spinning barrier can outweigh the work
 PASSIVE = "PASSIVE"
 WARM_UP_SIZE = 8
 
@@ -63,8 +63,8 @@ def measure(case: Case, options: Options) -> list[Row]:
 
 def wait_policy(case: Case) -> str:
     """Threads sleep at barriers in small cases: on a shared machine a spin can cost 100x."""
-    n, d = case.shape.get("N", 0), case.shape.get("D", 0)
-    return PASSIVE if n * case.shape.get("K", n) * d < SMALL_PRODUCT else ""
+    rows, width = case.rows or 0, case.width or 0
+    return PASSIVE if rows * case.shape.get("K", rows) * width < SMALL_PRODUCT else ""
 
 
 def _time_without_lost(case: Case, contestants: Sequence[str], options: Options) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _identity(case: Case, name: str, load: float, options: Options) -> Row:
         family=case.workload.family,
         case=case.name,
         subject=case.workload.subject,
-        N=case.shape.get("N"),
-        D=case.shape.get("D"),
+        N=case.rows,
+        D=case.width,
         dtype=options.place.label,
         contestant=name,
         version=peer.version if peer is not None else "",

@@ -15,7 +15,7 @@ import torch
 
 from sslfast._registry import LOSSES, Loss, Sample
 from sslfast.bench.contestants import Contestant, forward_backward, runnable_backends
-from sslfast.bench.suite import SEED, float_arguments
+from sslfast.bench.suite import SEED
 from sslfast.testing import cast
 
 
@@ -30,7 +30,7 @@ def _samples() -> Iterator[Any]:
 @pytest.mark.parametrize(("loss", "sample"), _samples())
 def test_forward_backward(benchmark: Any, loss: Loss, sample: Sample, backend: str) -> None:
     inputs = cast(sample.make(torch.Generator().manual_seed(SEED)), torch.float32)
-    leaves = float_arguments(inputs)
+    leaves = loss.learning(inputs)
     for leaf in leaves:
         inputs[leaf].requires_grad_()
     contestant = Contestant("sslfast", loss.functional, backend)

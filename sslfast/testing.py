@@ -13,6 +13,8 @@ than itself, so nothing measures its conditioning: there the floor is `FLOAT64_F
 baseline itself is poor, twice its error says little: the relative L2 error must also stay below
 `absolute`.
 
+Integers (indices, counts) are right or wrong: each must be that of the oracle.
+
 `compare` judges one tensor, `check_case` a function with its gradients. Both return reports whose
 ``ratio`` (kernel over baseline error) belongs beside any timing; ``require()`` raises
 `AssertionError` where the rule is broken.
@@ -35,9 +37,11 @@ __all__ = [
     "CaseReport",
     "ErrorReport",
     "Errors",
+    "as_tuple",
     "cast",
     "check_case",
     "compare",
+    "continuous",
     "evaluate",
     "measure",
     "peak_memory",
@@ -177,11 +181,13 @@ def compare(
             ill-conditioned inputs.
     """
     tolerance = tolerance or Tolerance()
+    mismatch = _mismatch(kernel, baseline, oracle)
+    nothing = Errors(0.0, 0.0, 0.0, 0.0)
+    if not oracle.is_floating_point():
+        return ErrorReport(name, nothing, nothing, tolerance.factor, 1.0, None, mismatch)
     eps = torch.finfo(rounding or kernel.dtype).eps
     floor = FLOAT64_FLOOR if kernel.dtype == torch.float64 else tolerance.floor
-    mismatch = _mismatch(kernel, baseline, oracle)
     comparable = kernel.shape == oracle.shape
-    nothing = Errors(0.0, 0.0, 0.0, 0.0)
     return ErrorReport(
         name,
         kernel=measure(kernel, oracle) if comparable else nothing,
@@ -245,7 +251,8 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """Outputs and gradients of a call by name: ``"output 0"``, ``"gradient of queries"``.
 
-    The outputs are weighted by fixed numbers between 0.5 and 1.5, the same for every call.
+    The outputs are weighted by fixed numbers between 0.5 and 1.5, the same for every call; integers
+    have no weight and no gradient.
     """
     leaves = {
         name: value.detach().clone().requires_grad_()
@@ -253,14 +260,25 @@ def evaluate(
         if _is_floating(value) and (differentiable is None or name in differentiable)
     }
     returned = function(**{**arguments, **leaves})
-    outputs = (returned,) if isinstance(returned, Tensor) else tuple(returned)
+    outputs = as_tuple(returned)
     results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
     if leaves:
-        cotangents = [_cotangent(output) for output in outputs]
-        gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+        learning = continuous(outputs)
+        cotangents = [_cotangent(output) for output in learning]
+        gradients = torch.autograd.grad(learning, list(leaves.values()), cotangents)
         for name, gradient in zip(leaves, gradients, strict=True):
             results[f"gradient of {name}"] = gradient
     return results
+
+
+def as_tuple(returned: Any) -> tuple[Tensor, ...]:
+    """The tensors that a call returned."""
+    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
+
+
+def continuous(returned: Any) -> tuple[Tensor, ...]:
+    """Those of a call's tensors that may have a gradient: not indices, nor counts."""
+    return tuple(output for output in as_tuple(returned) if output.is_floating_point())
 
 
 def cast(
@@ -301,6 +319,8 @@ def _mismatch(kernel: Tensor, baseline: Tensor, oracle: Tensor) -> str:
         return f"shape {tuple(kernel.shape)} instead of {tuple(oracle.shape)}"
     if kernel.dtype != baseline.dtype:
         return f"{kernel.dtype} instead of {baseline.dtype}"
+    if not oracle.is_floating_point():
+        return _first_difference(kernel, oracle)
     value, usual = (each.to(oracle.device, torch.float64) for each in (kernel, baseline))
     special = ~(oracle.isfinite() & value.isfinite())
     wrong = special & ~_same(value, oracle) & ~_same(value, usual)
@@ -308,6 +328,17 @@ def _mismatch(kernel: Tensor, baseline: Tensor, oracle: Tensor) -> str:
         where = tuple(wrong.nonzero()[0].tolist())
         return f"{value[where].item()} instead of {oracle[where].item()} at {where}"
     return ""
+
+
+def _first_difference(value: Tensor, truth: Tensor) -> str:
+    different = (value.to(truth.device) != truth).nonzero()
+    if len(different) == 0:
+        return ""
+    where = tuple(different[0].tolist())
+    return (
+        f"{value[where].item()} instead of {truth[where].item()} at {where}, "
+        f"and {len(different) - 1} more of {truth.numel()}"
+    )
 
 
 def _same(value: Tensor, truth: Tensor) -> Tensor:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_bench import OWN
+from test_bench import OWN, reading
 from test_bench_families import entered
 from torch import Tensor
 
 from sslfast._registry import LOSSES, PRIMITIVES
 from sslfast.bench import formulas_ordering as formulas
-from sslfast.bench import ordering, peers, runner, suite
+from sslfast.bench import ledger, ordering, peers, plots, runner, suite
 from sslfast.bench.contestants import COMPILE, EAGER, enter
 from sslfast.testing import evaluate
 
@@ -145,6 +146,16 @@ def test_metric_learning_is_told_the_rows_of_a_class() -> None:
     assert abs(as_given - expected) > 1e-2
 
 
+def test_no_choice_of_negatives_hangs_on_a_rounding() -> None:
+    """Which the oracle in float64 would take otherwise: the cosines of an anchor are apart."""
+    inputs = WORKLOADS["GroCoLoss"].at({"B": 64, "V": 2, "D": 80}).inputs()
+    for view in inputs["embeddings"].detach().unbind(1):
+        similarity = (view @ view.T).fill_diagonal_(-torch.inf)
+        nearest = similarity.topk(inputs["topk_neg"] + 1).values  # the first one left out, too
+        assert inputs["topk_neg"] == 10
+        assert nearest.diff().abs().min() > 0.01
+
+
 def test_nearest_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formulas, "CHUNK", 4)  # the last one is not whole
     inputs = WORKLOADS["kNN top-20"].at({"N": 10, "M": 30, "D": 3}).inputs()
@@ -192,3 +203,15 @@ def test_who_takes_part(name: str) -> None:
     for contestant in (OWN, EAGER, *workload.peers):
         case = workload.at(workload.shapes[0])
         assert entered(case, contestant).name == contestant
+
+
+def test_a_plot_names_the_letters_of_its_case(tmp_path: Path) -> None:
+    path = tmp_path / "ordering.csv"
+    for count in (512, 3136):
+        case = f"NeCo sort + loss B={count} n=49"
+        ledger.append(path, [reading(family="ordering", case=case, N=count, D=49)])
+    figure = plots._against_size(ledger.read(path), "min_ms", "ms")
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "B (n = 49)"
+    assert axes.get_title().startswith("NeCo sort + loss,")

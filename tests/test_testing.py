@@ -99,3 +99,20 @@ def test_gradients_are_judged() -> None:
 def test_only_the_named_arguments_are_differentiated() -> None:
     results = evaluate(torch.mul, {"input": TRUTH, "other": TRUTH}, ("other",))
     assert list(results) == ["output 0", "gradient of other"]
+
+
+def test_indices_are_right_or_wrong() -> None:
+    """Integers are compared with the oracle alone, and carry no gradient."""
+    truth = torch.tensor([[3, 1], [0, 2]])
+    report = compare("indices", truth.clone(), truth, truth)
+    assert not report.failures
+    assert report.ratio == 0.0
+    wrong = truth.clone()
+    wrong[1, 0] = 4
+    (failure,) = compare("indices", wrong, wrong, truth).failures
+    assert failure == "indices: 4 instead of 0 at (1, 0), and 0 more of 4"
+    (failure,) = compare("indices", truth.int(), truth, truth).failures
+    assert "torch.int32 instead of torch.int64" in failure
+    results = evaluate(lambda x: x.sort(), {"x": torch.tensor([2.0, 1.0])})
+    assert sorted(results) == ["gradient of x", "output 0", "output 1"]
+    assert results["output 1"].tolist() == [1, 0]

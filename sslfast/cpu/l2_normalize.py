@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.ops._checks import FLOATS, accumulator
+from sslfast.ops._checks import FLOATS
+from sslfast.ops._operands import widened
 
 DTYPES = FLOATS
 
@@ -27,4 +28,4 @@ def backward(
 
 def _rows(tensor: Tensor) -> Tensor:
     """(..., D) -> contiguous (N, D), half precision widened."""
-    return tensor.to(accumulator(tensor.dtype)).reshape(-1, tensor.shape[-1]).contiguous()
+    return widened(tensor.reshape(-1, tensor.shape[-1]))

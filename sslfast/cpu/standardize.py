@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.ops._checks import FLOATS, accumulator
+from sslfast.ops._checks import FLOATS
+from sslfast.ops._operands import widened
 from sslfast.ops._standardize_arguments import Columns, Gradients, Rule
 
 DTYPES = FLOATS
@@ -16,7 +17,7 @@ def forward(
 ) -> tuple[Tensor, Columns]:
     given = tuple(None if each is None else each.contiguous() for each in (mean, variance))
     native = torch.ops.sslfast_native.standardize_cpu
-    standardized, *columns = native(_wide(embeddings), *given, *_options(rule), isa)
+    standardized, *columns = native(widened(embeddings), *given, *_options(rule), isa)
     return standardized, Columns(*columns)
 
 
@@ -33,10 +34,10 @@ def backward(
 ) -> Gradients:
     return Gradients(
         *torch.ops.sslfast_native.standardize_backward_cpu(
-            _wide(dstandardized),
+            widened(dstandardized),
             dmean.contiguous(),
             dvariance.contiguous(),
-            _wide(embeddings),
+            widened(embeddings),
             *(each.contiguous() for each in columns),
             need_statistics,
             *_options(rule),
@@ -47,8 +48,3 @@ def backward(
 
 def _options(rule: Rule) -> tuple[int, float, bool, bool]:
     return rule.ddof, rule.eps, rule.eps_on == "deviation", rule.unit_variance
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Contiguous, half precision widened."""
-    return tensor.to(accumulator(tensor.dtype)).contiguous()

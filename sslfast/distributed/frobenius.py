@@ -31,7 +31,7 @@ from sslfast.distributed.gather import check_equal_shapes, gather_without_gradie
 from sslfast.distributed.world import world_size
 from sslfast.ops._checks import accumulator
 from sslfast.ops._frobenius_arguments import Route, check_arguments
-from sslfast.ops._similarity_arguments import tile_operands
+from sslfast.ops._operands import tile_operands
 from sslfast.ops.cross_frobenius import cross_frobenius
 
 BLOCK_BYTES = 32 << 20  # of C that the ranks add up at a time

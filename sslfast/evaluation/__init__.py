@@ -9,7 +9,7 @@ from sslfast.evaluation.diagnostics import (
     uniformity,
 )
 from sslfast.evaluation.features import embed
-from sslfast.evaluation.knn import knn_predict, knn_top1
+from sslfast.evaluation.knn import knn_accuracy, knn_predict
 from sslfast.evaluation.rankme import rankme
 from sslfast.evaluation.spectrum import EmbeddingSpectrum
 from sslfast.evaluation.supervised import train_supervised
@@ -19,8 +19,8 @@ __all__ = [
     "alignment",
     "embed",
     "feature_std",
+    "knn_accuracy",
     "knn_predict",
-    "knn_top1",
     "participation_ratio",
     "rankme",
     "train_supervised",

@@ -8,7 +8,7 @@ from pathlib import Path
 from sslfast._extras import require
 from sslfast.data import read_images
 from sslfast.data.recipes import view_recipe_from_dict
-from sslfast.evaluation import embed, knn_top1, rankme
+from sslfast.evaluation import embed, knn_accuracy, rankme
 from sslfast.models.checkpoint import load_checkpoint
 from sslfast.models.load import encoder_from_checkpoint
 
@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     encoder = encoder_from_checkpoint(state)
     keys, queries = embed(encoder, gallery.images), embed(encoder, held_out.images)
     settings = {"k": args.k, "temperature": args.temperature}
-    top1 = knn_top1(keys, gallery.labels, queries, held_out.labels, **settings)
-    raw = knn_top1(
+    top1 = knn_accuracy(keys, gallery.labels, queries, held_out.labels, **settings)
+    raw = knn_accuracy(
         gallery.images.flatten(1).float(),
         gallery.labels,
         held_out.images.flatten(1).float(),

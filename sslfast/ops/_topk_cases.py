@@ -173,7 +173,7 @@ SAMPLES = (
     _sample("gallery", "typical", 128, 9000, 128, 20),
     _sample("voters", "typical", 32, 2000, 64, 200),
     _sample("nearest", "typical", 256, 4096, 256, 1),
-    _sample("hardest_of_queue", "typical", 16, 1200, 128, 1024),
+    _sample("hardest_of_queue", "typical", 16, 560, 128, 520),
     _own("batch", "typical", 512, 128, 10),
     _sample("wide_ids", "extreme", 21, 30, 8, 4, ids=_wide_ids),
     _sample("far", "extreme", 13, 40, 7, 5, change=lambda rows: rows * 2.0**9),
@@ -240,7 +240,7 @@ def _excluded_is_removed(function: Any, generator: torch.Generator) -> tuple[Ten
 
 def _gallery(num_rows: int, dim: int) -> dict[str, Any]:
     rows = measured_rows(2 * num_rows, dim)
-    return {"queries": rows[:num_rows].clone(), "keys": rows[num_rows:].clone(), "k": 10}
+    return {"queries": rows[:num_rows].clone(), "keys": rows[num_rows:].clone(), "k": 8}
 
 
 def _batch(num_rows: int, dim: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sslfast
 from sslfast._extras import require
 from sslfast.data import ImageSet, TorchPipeline, build_pipeline
-from sslfast.evaluation import embed, knn_top1, rankme, train_supervised
+from sslfast.evaluation import embed, knn_accuracy, rankme, train_supervised
 from sslfast.models import SmallConvNet
 from sslfast.pretrain.compare import as_json, compare_losses
 from sslfast.pretrain.config import VIEWS, Config
@@ -50,7 +50,7 @@ class Job:
         return self.output / f"seed-{seed}" / CHECKPOINT
 
     def knn(self, gallery: Tensor, queries: Tensor) -> float:
-        return knn_top1(
+        return knn_accuracy(
             gallery,
             self.gallery.labels,
             queries,

@@ -52,7 +52,8 @@ def _find(
     """The next best neighbours into `best`, the last of them into `bounds`."""
     (num_rows, dim), (_, k) = queries.shape, best.values.shape
     chip = target(queries)
-    slots = max(LEAST_SLOTS, 1 << (k - 1).bit_length())
+    # A later pass compares 64 bits a key: with more slots its tiles are smaller.
+    slots = max(64 if continued else LEAST_SLOTS, 1 << (k - 1).bit_length())
     blocks = topk_blocks(chip, queries.dtype, dim, slots)
     row_blocks, key_blocks = plan.cdiv(num_rows, blocks.m), plan.cdiv(len(keys), blocks.n)
     wanted = min(plan.BACKWARD_PROGRAMS * chip.processors, max(row_blocks, 1) * MERGED // slots)
@@ -114,7 +115,9 @@ def topk_blocks(chip: Target, dtype: torch.dtype, dim: int, slots: int) -> plan.
     if slots > 128:
         return plan.Blocks(16, 64, d, 4 if chip.is_amd else 8, 2, False)
     # Triton 3.6 cannot lay out this loop beside the tensor memory that larger tiles of sm_100 use.
+    if chip.arch.startswith("sm_1"):
+        return plan.Blocks(32, 64, d, 8, 2, False)
     crowded = plan.precision(dtype, chip) == "tf32x3" and chip.arch == "sm_80"
-    if slots > 32 or crowded or chip.arch.startswith("sm_1"):
+    if slots > 32 or crowded:
         return plan.Blocks(32, 64, d, 4, 2, False)
     return plan.Blocks(64, 64, d, 4, 2, False)
