@@ -1,7 +1,7 @@
 """Compiles the CUDA C++ kernels for chips that are not here, with the options of a real run.
 
-A kernel has one cubin for an architecture, whatever is launched, so its name says its dtype and it
-has one row; the warps are those of the largest block that it is compiled for.
+A kernel has one cubin for an architecture and a set of macros, whatever is launched, so its name
+says its dtype and it has one row; the warps are those of the largest block that it is compiled for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,24 +46,31 @@ def missing() -> str | None:
 
 
 def rows(primitives: Sequence[Primitive], archs: Sequence[str], jobs: int) -> list[Row]:
-    """See `sslfast.bench.resources`; NVRTC takes a second for a primitive, one process will do."""
-    return [row for each in primitives for arch in archs for row in _rows(each, arch)]
+    """See `sslfast.bench.resources`."""
+    wanted = [
+        (each.name, arch, defines)
+        for each in primitives
+        for arch in archs
+        if not TARGETS[arch].is_amd
+        for defines in _nvrtc.specialisations(each.name)
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        return [row for rows in pool.map(_rows, *zip(*wanted, strict=True)) for row in rows]
 
 
-def _rows(primitive: Primitive, arch: str) -> Iterator[Row]:
-    if TARGETS[arch].is_amd:
-        return
+def _rows(primitive: str, arch: str, defines: _nvrtc.Defines) -> list[Row]:
     number = int(arch.removeprefix("sm_"))
-    cubin = _nvrtc.compile_source(primitive.name, _nvrtc.architecture(*divmod(number, 10)))
+    cubin = _nvrtc.compile_source(primitive, _nvrtc.architecture(*divmod(number, 10)), defines)
+    found = []
     for name, used in usage(cubin).items():
         kernel, _, dtype = name.rpartition("_")
-        yield Row(
+        row = Row(
             backend="cuda",
-            primitive=primitive.name,
+            primitive=primitive,
             kernel=kernel,
             arch=arch,
             case=CASES[dtype],
-            constants="",
+            constants=" ".join(each.removeprefix("SSLFAST_") for each in defines),
             warps=used.threads // WARP,
             stages=0,
             registers=used.registers,
@@ -72,6 +80,8 @@ def _rows(primitive: Primitive, arch: str) -> Iterator[Row]:
             matrix="",
             compiler=f"NVRTC {_nvrtc.version()}",
         )
+        found.append(row)
+    return found
 
 
 def usage(cubin: bytes) -> dict[str, Usage]:

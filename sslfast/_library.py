@@ -12,10 +12,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY_NAME = "libsslfast.so"
 CUDA_LIBRARY_NAME = "libsslfast_cuda.so"
@@ -84,8 +87,7 @@ def cuda_missing_reason() -> str | None:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:
         return f"{CUDA_LIBRARY_NAME} does not load under torch {torch.__version__}: {error}"
-    ask = ctypes.CDLL(path).sslfast_cuda_error
-    ask.argtypes, ask.restype = [ctypes.c_int], ctypes.c_char_p
+    ask = _cuda_function("error", ctypes.c_char_p, ctypes.c_int)
     answer: bytes | None = ask(torch.cuda.current_device())
     if answer is None:
         return None
@@ -95,6 +97,52 @@ def cuda_missing_reason() -> str | None:
 def runs_prebuilt(build: str) -> bool:
     """Whether a variant of the ``cuda`` backend (``""``: the default) uses the library."""
     return build == "prebuilt" or (build == "" and cuda_missing_reason() is None)
+
+
+def _cuda_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A C function of the CUDA library, see csrc/cuda/device.cu."""
+    function = getattr(ctypes.CDLL(str(_PACKAGE / CUDA_LIBRARY_NAME)), f"sslfast_cuda_{name}")
+    function.argtypes, function.restype = list(arguments), result
+    return function
+
+
+@cache
+def cuda_kernel(name: str) -> int | None:
+    """A kernel of the library of CUDA kernels; ``None`` where it has none of this name."""
+    address: int | None = _cuda_function("kernel", ctypes.c_void_p, ctypes.c_char_p)(name.encode())
+    return address
+
+
+@cache
+def _cuda_launch() -> Any:
+    pointer, number = ctypes.c_void_p, ctypes.c_ulonglong
+    given = (pointer, pointer, pointer, pointer, number, pointer)
+    return _cuda_function("launch", ctypes.c_char_p, *given)
+
+
+def launch(
+    kernel: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    arguments: Sequence[Tensor | int | float],
+    *,
+    shared: int = 0,
+) -> None:
+    """Start a kernel of the library of CUDA kernels; arguments as of `sslfast._nvrtc.launch`."""
+    device = next(each.device for each in arguments if isinstance(each, Tensor))
+    values = [
+        ctypes.c_double(each)
+        if isinstance(each, float)
+        else ctypes.c_longlong(each.data_ptr() if isinstance(each, Tensor) else each)
+        for each in arguments
+    ]
+    places = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    blocks, threads = ((ctypes.c_uint * 3)(*(*shape, 1, 1)[:3]) for shape in (grid, block))
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        error = _cuda_launch()(cuda_kernel(kernel), blocks, threads, places, shared, stream)
+    if error is not None:
+        raise RuntimeError(f"{kernel}: {error.decode()}")
 
 
 def _build_reason() -> str:

@@ -4,6 +4,10 @@ NVRTC (through ``cuda.bindings``) makes a cubin for the very GPU that is there; 
 driver nor a CUDA toolkit. The cubin is kept in memory and under ``$XDG_CACHE_HOME/sslfast/nvrtc``
 (``~/.cache`` by default), under a name that depends on sources, options and compiler. CuPy loads
 it and launches its kernels on torch's current stream; that part needs a driver.
+
+A source may leave something open, such as the length of its loops: macros say it, and each set of
+them makes a cubin of its own. The launcher of such a source names sets that stand for all in
+``SPECIALISATIONS``, which tests and ``sslfast resources`` compile.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+Defines = tuple[str, ...]  # macros: ("SSLFAST_N=11",)
 
 INSTALL = "pip install 'sslfast[cuda]'"
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -75,18 +81,26 @@ def architecture(major: int, minor: int) -> str:
     return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
 
 
-def options(arch: str) -> tuple[str, ...]:
-    """The compiler's options for an architecture such as ``"sm_90a"``."""
+def specialisations(name: str) -> tuple[Defines, ...]:
+    """The macros that stand for all with which a source is compiled; none where it needs none."""
+    launcher = importlib.import_module(f"sslfast.cuda.{name}")
+    return getattr(launcher, "SPECIALISATIONS", ((),))
+
+
+def options(arch: str, defines: Defines = ()) -> tuple[str, ...]:
+    """The compiler's options for an architecture such as ``"sm_90a"``, the folders last."""
     root = source_root()
-    return (f"--gpu-architecture={arch}", "--std=c++17", f"-I{root}", f"-I{root / 'include'}")
+    given = (f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{each}" for each in defines))
+    return (*given, f"-I{root}", f"-I{root / 'include'}")
 
 
-def compile_source(name: str, arch: str) -> bytes:
+def compile_source(name: str, arch: str, defines: Defines = ()) -> bytes:
     """The cubin of ``csrc/cuda/<name>.cuh``.
 
     Args:
         name: one of `sources`.
         arch: as `architecture` gives it.
+        defines: macros, as in `specialisations`.
 
     Raises:
         CompileError: with the compiler's log.
@@ -94,14 +108,15 @@ def compile_source(name: str, arch: str) -> bytes:
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
     path = source_root() / "cuda" / f"{name}.cuh"
     program = _check(nvrtc.nvrtcCreateProgram(path.read_bytes(), path.name.encode(), 0, None, None))
-    given = [option.encode() for option in options(arch)]
+    given = [option.encode() for option in options(arch, defines)]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
     try:
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = bytes(_check(nvrtc.nvrtcGetProgramLogSize(program)))
             _check(nvrtc.nvrtcGetProgramLog(program, log))
             text = log.rstrip(b"\0").decode(errors="replace").strip() or str(status)
-            raise CompileError(f"NVRTC {version()} cannot compile {path.name} for {arch}:\n{text}")
+            what = " ".join((path.name, *defines))
+            raise CompileError(f"NVRTC {version()} cannot compile {what} for {arch}:\n{text}")
         cubin = bytes(_check(nvrtc.nvrtcGetCUBINSize(program)))
         _check(nvrtc.nvrtcGetCUBIN(program, cubin))
     finally:
@@ -116,13 +131,13 @@ def version() -> str:
 
 
 @cache
-def cubin(name: str, arch: str) -> bytes:
+def cubin(name: str, arch: str, defines: Defines = ()) -> bytes:
     """As `compile_source`, from memory or disk where it has been compiled before."""
-    path = cache_folder() / f"{name}-{arch}-{_key(arch)}.cubin"
+    path = cache_folder() / f"{name}-{arch}-{_key(arch, defines)}.cubin"
     kept = _read(path)
     if kept is not None:
         return kept
-    fresh = compile_source(name, arch)
+    fresh = compile_source(name, arch, defines)
     _write(path, fresh)
     return fresh
 
@@ -133,10 +148,10 @@ def cache_folder() -> Path:
     return Path(home) / "sslfast" / "nvrtc"
 
 
-def _key(arch: str) -> str:
+def _key(arch: str, defines: Defines) -> str:
     """Of all that a cubin depends on: any of the sources may be included by another."""
     root = source_root()
-    state = hashlib.sha256(repr((version(), options(arch)[:2])).encode())
+    state = hashlib.sha256(repr((version(), options(arch, defines)[:-2])).encode())
     for file in sorted((*root.glob("cuda/*.cuh"), *root.glob("include/sslfast/*.h"))):
         state.update(f"\0{file.name}\0".encode() + file.read_bytes())
     return state.hexdigest()[:32]
@@ -174,6 +189,9 @@ def launch(
     grid: tuple[int, ...],
     block: tuple[int, ...],
     arguments: Sequence[Tensor | int | float],
+    *,
+    shared: int = 0,
+    defines: Defines = (),
 ) -> None:
     """Start a kernel on torch's current stream of the device of its first tensor.
 
@@ -182,6 +200,8 @@ def launch(
         kernel: its ``extern "C"`` name.
         grid, block: blocks, and threads of a block, by dimension.
         arguments: tensors become pointers, ints ``long long``, floats ``double``.
+        shared: bytes of shared memory of a block beyond what the kernel declares.
+        defines: macros that its source is compiled with, as in `specialisations`.
     """
     cupy = importlib.import_module("cupy")
     numpy = importlib.import_module("numpy")
@@ -196,20 +216,22 @@ def launch(
     ]
     with torch.cuda.device(device):
         stream = cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
-        function = _function(name, kernel, device.index)
-        function((*grid, 1, 1)[:3], (*block, 1, 1)[:3], values, stream=stream)
+        function = _function(name, kernel, device.index, defines)
+        blocks, threads = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
+        function(blocks, threads, values, shared_mem=shared, stream=stream)
 
 
 @cache
-def _function(name: str, kernel: str, device: int) -> Any:
-    return _module(name, device).get_function(kernel)
+def _function(name: str, kernel: str, device: int, defines: Defines) -> Any:
+    return _module(name, device, defines).get_function(kernel)
 
 
 @cache
-def _module(name: str, device: int) -> Any:
+def _module(name: str, device: int, defines: Defines) -> Any:
     """A cubin, loaded into the context of the current device, which is this one."""
     module = importlib.import_module("cupy").cuda.Module()
-    module.load(cubin(name, architecture(*torch.cuda.get_device_capability(device))))
+    arch = architecture(*torch.cuda.get_device_capability(device))
+    module.load(cubin(name, arch, defines))
     return module
 
 

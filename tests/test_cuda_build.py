@@ -26,8 +26,19 @@ import sslfast
 from sslfast import _backends, _library, _nvrtc
 from sslfast.bench import resources_cuda
 from sslfast.cuda import _rows
+from sslfast.ops._sorting_arguments import RELAXATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
+SORTING = [
+    f"sorting_group_mass_{kernel}_kernel_odd_even_{length}_cauchy_float32"
+    for kernel in ("fwd", "bwd", "entropy", "pair")
+    for length in (11, 12, 13)
+] + [
+    f"{kernel}_kernel_{relaxation}_{dtype}"
+    for kernel in ("relaxed_sort_fwd", "relaxed_sort_bwd", "sorting_group_mass_entropy")
+    for relaxation in RELAXATIONS
+    for dtype in ("float32", "float64")
+]
 STAND_IN = 'extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n'
 
 
@@ -87,6 +98,7 @@ def test_every_source_is_compiled_for_every_chip(library: Path) -> None:
             for direction in ("fwd", "bwd")
             for dtype in ("float16", "bfloat16", "float32", "float64")
         }
+        assert {name for name, *_ in found} >= set(SORTING)
         assert {(stack, local) for _, stack, local in found} == {("0", "0")}, report
 
 
@@ -115,11 +127,15 @@ except NotImplementedError as error:
 ask = ctypes.CDLL({str(library)!r}).sslfast_cuda_error
 ask.restype = ctypes.c_char_p
 print("answer:", ask(0))
+kernel = ctypes.CDLL({str(library)!r}).sslfast_cuda_kernel
+kernel.restype = ctypes.c_void_p
+print("absent:", [name for name in {SORTING} if not kernel(name.encode())], kernel(b"no_such"))
 """
     told = run(sys.executable, "-c", script)
     assert "l2_normalize_cuda(Tensor x, float eps) -> (Tensor, Tensor)" in told
     assert "l2_normalize_backward_cuda(Tensor dy, Tensor x, Tensor norm, float eps)" in told
     assert "on a CPU: Could not run 'sslfast_native::l2_normalize_cuda'" in told
+    assert "absent: [] None" in told
     if not torch.cuda.is_available():
         assert re.search(r"answer: b'.*(driver|device)", told)
 
