@@ -144,7 +144,7 @@ def workloads() -> dict[str, Workload]:
 
 
 def family_modules() -> list[ModuleType]:
-    """The families' own modules in this package; a family need not have one."""
+    """The families' own modules in this package; a test asks each family for one."""
     packages = (found.name for found in iter_modules(losses.__path__) if found.ispkg)
     modules = (f"{__package__}.{name}" for name in packages)
     return [import_module(name) for name in modules if find_spec(name) is not None]

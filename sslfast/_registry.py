@@ -27,11 +27,13 @@ class Sample:
             users have it) or ``"extreme"`` (values or shapes at the limit of what is promised).
         make: keyword arguments of the public function, drawn from a generator as float64 CPU
             tensors; tests cast and round them.
+        smooth: ``False`` at a kink, where a gradient has no finite difference beside it.
     """
 
     name: str
     size: Size
     make: Callable[[torch.Generator], dict[str, Any]]
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Loss:
 
     Args:
         name: of the module, e.g. ``"NTXentLoss"``.
-        family: file under ``sslfast/losses``, e.g. ``"contrastive"``.
+        family: package under ``sslfast/losses``, e.g. ``"contrastive"``.
         module: the class.
         functional: the same loss as a function of tensors.
         eager: plain torch from the formula, arguments as `functional`: oracle and baseline.

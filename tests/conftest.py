@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +68,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Typical samples are large: the interpreter of Triton computes their values alone.
     """
     for item in items:
+        missing = _without_kernels(item)
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=missing))
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         size = getattr(getattr(case, "sample", None), "size", "")
         if size == "typical" and item.path.name != "test_ops_numbers.py":
@@ -77,6 +81,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def _without_kernels(item: pytest.Item) -> str:
+    """Why a test has nothing to run on its backend.
+
+    A test's primitives are those of the case that it enumerates, or those that its mark names.
+    """
+    params: Mapping[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    backend = str(params.get("cpu_backend", params.get("backend", ""))).partition(":")[0]
+    marked = item.get_closest_marker("primitives")
+    case = params.get("case")
+    subject = getattr(case, "primitive", getattr(case, "loss", params.get("primitive")))
+    subject = subject or PRIMITIVES.get(params.get("name", ""))
+    if marked:
+        names = marked.args
+    elif isinstance(subject, Primitive):
+        names = (subject.name,)
+    else:
+        names = getattr(subject, "primitives", ())
+    missing = [n for n in names if backend and backend not in PRIMITIVES[n].implementations]
+    return f"{', '.join(missing)} without {backend} kernels" if missing else ""
 
 
 def takes(backend: str, dtype: torch.dtype, *names: str) -> bool:

@@ -15,6 +15,7 @@ from sslfast._registry import PRIMITIVES
 from sslfast.functional import soft_rank, soft_sort
 from sslfast.testing import check_case
 
+pytestmark = pytest.mark.primitives("isotonic_rank")
 PRIMITIVE = PRIMITIVES["isotonic_rank"]
 REGULARIZATIONS = ("l2", "kl")
 OUTPUTS = ("rank", "sort")

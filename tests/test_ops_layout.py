@@ -91,13 +91,14 @@ def test_layout_does_not_matter(
 
 def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generator) -> None:
     """Stride 0 in operands and in the incoming gradient."""
-    for case in CASES:
+    kernels = cpu_backend.partition(":")[0]
+    for case in (each for each in CASES if kernels in each.primitive.implementations):
         arguments = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
         name = next(iter(arguments))
-        if case.sample.size != "ragged" or arguments[name].ndim != 2:
+        if case.sample.size != "ragged" or arguments[name].ndim < 2:
             continue
         row = arguments[name][:1].clone().requires_grad_()
-        copies = row.detach().repeat(len(arguments[name]), 1).requires_grad_()
+        copies = row.detach().repeat_interleave(len(arguments[name]), 0).requires_grad_()
         expanded = case.primitive.function(**{**arguments, name: row.expand_as(copies)})
         repeated = case.primitive.function(**{**arguments, name: copies})
         for left, right in zip(*(as_tuple(each) for each in (expanded, repeated)), strict=True):

@@ -17,6 +17,7 @@ from sslfast.ops._sorting_networks import NETWORKS, layers_of, num_swaps, swap_t
 from sslfast.ops._sorting_reference import LEAST_MASS
 from sslfast.ops.sorting_group_mass import reference
 
+pytestmark = pytest.mark.primitives("relaxed_sort", "sorting_group_mass")
 LISTS = torch.zeros(3, 4)
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "kind": ({"values": [[1.0]]}, TypeError, "values must be a tensor, got list"),

@@ -1,4 +1,4 @@
-"""The objectives of self-supervised learning as modules, one file a family.
+"""The objectives of self-supervised learning as modules, one package a family.
 
 Class names, arguments, defaults, return shapes and buffers are those of lightly 1.5;
 `sslfast.functional` has the same losses as functions.

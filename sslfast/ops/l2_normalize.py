@@ -169,7 +169,7 @@ def _sample(
             rows[0] = 0
         return {"embeddings": rows}
 
-    return Sample(name, size, make)
+    return Sample(name, size, make, smooth=not zero)
 
 
 def _any_rows(generator: torch.Generator) -> Tensor:
