@@ -18,6 +18,11 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def empty_like_sums(values: Tensor, *shape: int) -> Tensor:
+    """Memory of the dtype that sums over `values` are kept in."""
+    return torch.empty(shape, dtype=accumulator(values.dtype), device=values.device)
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raises TypeError unless a tensor of 16 to 64 floating bits."""
     if not isinstance(tensor, Tensor):
@@ -33,6 +38,16 @@ def check_matrix(name: str, rows: Tensor, shape: str) -> None:
         raise ValueError(
             f"{name} must be a matrix {shape} with at least one feature, "
             f"got shape {tuple(rows.shape)}"
+        )
+
+
+def check_lists(name: str, lists: Tensor) -> None:
+    """Raises TypeError or ValueError unless floating (B, n) with n >= 1."""
+    check_floating(name, lists)
+    if lists.ndim != 2 or lists.shape[1] == 0:
+        raise ValueError(
+            f"{name} must be lists (B, n) with at least one value each, "
+            f"got shape {tuple(lists.shape)}"
         )
 
 

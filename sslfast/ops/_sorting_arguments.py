@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sslfast.ops._checks import (
-    accumulator,
     check_choice,
     check_device,
     check_floating,
@@ -48,16 +46,6 @@ class Groups(NamedTuple):
         for size in self.group_sizes:
             ends.append(ends[-1] + size)
         return ends
-
-
-def check_lists(name: str, lists: Tensor) -> None:
-    """Raises TypeError or ValueError unless floating (B, n) with n >= 1."""
-    check_floating(name, lists)
-    if lists.ndim != 2 or lists.shape[1] == 0:
-        raise ValueError(
-            f"{name} must be lists (B, n) with at least one value each, "
-            f"got shape {tuple(lists.shape)}"
-        )
 
 
 def check_rule(network: str, relaxation: str, steepness: float, art_lambda: float) -> Rule:
@@ -99,8 +87,3 @@ def check_teacher(values: Tensor, teacher: Tensor | None, cross_entropy: bool) -
             f"got {tuple(teacher.shape)}"
         )
     check_device("teacher", teacher, "values", values)
-
-
-def empty_like_sums(values: Tensor, *shape: int) -> Tensor:
-    """Memory of the dtype that sums over `values` are kept in."""
-    return torch.empty(shape, dtype=accumulator(values.dtype), device=values.device)

@@ -36,10 +36,9 @@ from sslfast import _backends
 from sslfast._registry import Implementation, Primitive, register_primitive
 from sslfast.cpu import isotonic_rank as cpu
 from sslfast.ops import _isotonic_cases as cases
-from sslfast.ops._checks import FLOATS, check_finite
+from sslfast.ops._checks import FLOATS, check_finite, check_lists, empty_like_sums
 from sslfast.ops._isotonic_arguments import Rule, check_rule
 from sslfast.ops._isotonic_reference import project, reference_backward
-from sslfast.ops._sorting_arguments import check_lists, empty_like_sums
 
 
 def reference(

@@ -33,15 +33,9 @@ from sslfast._registry import Implementation, Primitive, lazily, register_primit
 from sslfast.cpu import relaxed_sort as cpu
 from sslfast.ops import _sorting_cases as cases
 from sslfast.ops import _sorting_cost as cost
-from sslfast.ops._checks import FLOATS, check_finite
+from sslfast.ops._checks import FLOATS, check_finite, check_lists, empty_like_sums
 from sslfast.ops._registration import wanted
-from sslfast.ops._sorting_arguments import (
-    RULE_SCHEMA,
-    Rule,
-    check_lists,
-    check_rule,
-    empty_like_sums,
-)
+from sslfast.ops._sorting_arguments import RULE_SCHEMA, Rule, check_rule
 from sslfast.ops._sorting_gradient import gradient
 from sslfast.ops._sorting_reference import sort_and_permutation
 

@@ -35,17 +35,15 @@ from sslfast._registry import Implementation, Primitive, lazily, register_primit
 from sslfast.cpu import sorting_group_mass as cpu
 from sslfast.ops import _sorting_cases as cases
 from sslfast.ops import _sorting_cost as cost
-from sslfast.ops._checks import FLOATS, check_finite, check_number
+from sslfast.ops._checks import FLOATS, check_finite, check_lists, check_number, empty_like_sums
 from sslfast.ops._registration import grouped, wanted
 from sslfast.ops._sorting_arguments import (
     RULE_SCHEMA,
     Groups,
     Rule,
     check_groups,
-    check_lists,
     check_rule,
     check_teacher,
-    empty_like_sums,
 )
 from sslfast.ops._sorting_gradient import cross_entropy_gradient, gradient, indicator_of
 from sslfast.ops._sorting_reference import group_masses, negative_log, sort_and_permutation

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sslfast.losses._checks import check_count
 from sslfast.losses._module import Objective
-from sslfast.ops._sorting_arguments import check_lists, check_rule
+from sslfast.ops._checks import check_lists
+from sslfast.ops._sorting_arguments import check_rule
 from sslfast.ops.relaxed_sort import relaxed_sort
 
 
