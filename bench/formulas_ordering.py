@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast.ops._sorting_networks import layers_of
+from sslfast._core.sorting.network import layers_of
 
 Sort = Callable[[Tensor], tuple[Tensor, Tensor]]  # lists (B, n) -> sorted (B, n), P (B, n, n)
 CHUNK = 256  # queries whose similarities are in memory at once

@@ -20,6 +20,7 @@ from shutil import which
 from sslfast import _nvrtc
 from sslfast._registry import Primitive
 from sslfast.bench.resources import Row
+from sslfast.cuda import specialisations
 from sslfast.triton._launch import TARGETS
 
 WARP = 32
@@ -52,7 +53,7 @@ def rows(primitives: Sequence[Primitive], archs: Sequence[str], jobs: int) -> li
         for each in primitives
         for arch in archs
         if not TARGETS[arch].is_amd
-        for defines in _nvrtc.specialisations(each.name)
+        for defines in specialisations(each.name)
     ]
     with ThreadPoolExecutor(jobs) as pool:
         return [row for rows in pool.map(_rows, *zip(*wanted, strict=True)) for row in rows]

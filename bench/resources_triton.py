@@ -25,6 +25,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslfast import _backends
+from sslfast._core.devices import INTERPRETED
 from sslfast._registry import PRIMITIVES, Primitive
 from sslfast.bench.resources import Row
 from sslfast.testing import cast, evaluate
@@ -48,7 +49,7 @@ MATRIX = (
 def missing() -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'sslfast[triton]')"
-    if _backends.INTERPRETED:
+    if INTERPRETED:
         return "TRITON_INTERPRET=1 leaves nothing to compile"
     return None
 

@@ -24,7 +24,7 @@ from sslfast.distributed import (
 )
 from sslfast.functional import barlow_twins_loss, mixed_barlow_twins_loss
 from sslfast.losses import BarlowTwinsLoss
-from sslfast.ops.cross_frobenius import reference
+from sslfast.ops.correlation.frobenius import reference
 
 NUM_ROWS = 16
 WEIGHTS = torch.linspace(0.5, 1.5, 9, dtype=torch.float64)

@@ -24,9 +24,9 @@ import torch
 
 import sslfast
 from sslfast import _backends, _library, _nvrtc
+from sslfast._core.sorting.network import RELAXATIONS
 from sslfast.bench import resources_cuda
-from sslfast.cuda import _rows
-from sslfast.ops._sorting_arguments import RELAXATIONS
+from sslfast.cuda.rows import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 SORTING = [
@@ -326,7 +326,7 @@ def test_forced_without_a_gpu_raises_its_reason(name: str) -> None:
 
 def test_rows_that_no_kernel_counts_are_rejected() -> None:
     rows = torch.empty(1, device="meta").expand(1, 2**31)
-    assert "2147483648 features" in str(_rows.too_long(rows))
-    assert _rows.too_long(rows[:, 1:]) is None
+    assert "2147483648 features" in str(blocks.too_long(rows))
+    assert blocks.too_long(rows[:, 1:]) is None
     implementation = sslfast._registry.PRIMITIVES["l2_normalize"].implementations["cuda"]
     assert implementation.reject(rows) is not None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sslfast
 from sslfast._registry import PRIMITIVES
-from sslfast.cuda import _rows
+from sslfast.cuda.rows import blocks
 from sslfast.testing import check_case
 
 NORMALIZE = PRIMITIVES["l2_normalize"]
@@ -71,7 +71,7 @@ def test_any_number_of_features(
 ) -> None:
     """A warp or a block a row, packs or single elements, beyond what the registers hold or not."""
     check(torch.randn(3, features, generator=generator, dtype=torch.float64), dtype)
-    short = features * torch.empty((), dtype=dtype).element_size() <= _rows.WARP_BYTES
+    short = features * torch.empty((), dtype=dtype).element_size() <= blocks.WARP_BYTES
     assert {each.block for each in launches} == {(32, 8) if short else (256, 1)}
 
 
@@ -83,7 +83,7 @@ def test_fewer_blocks_than_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A block goes on with further rows, the last of them incomplete."""
-    monkeypatch.setattr(_rows, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(blocks, "MOST_BLOCKS", 2)
     check(torch.randn(37, features, generator=generator, dtype=torch.float64), torch.float32)
     assert {each.grid for each in launches} == {(2,)}
 
@@ -177,5 +177,5 @@ def test_bitwise_repeatable_whatever_the_grid(
         return torch.cat([result, *torch.autograd.grad(result, leaf, rows.flip(0))]).detach()
 
     first = run()
-    monkeypatch.setattr(_rows, "MOST_BLOCKS", 3)
+    monkeypatch.setattr(blocks, "MOST_BLOCKS", 3)
     assert torch.equal(first, run())

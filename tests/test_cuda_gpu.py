@@ -12,7 +12,7 @@ from torch import Tensor
 import sslfast
 from sslfast import _nvrtc
 from sslfast._registry import PRIMITIVES
-from sslfast.cuda import _rows
+from sslfast.cuda.rows import blocks
 from sslfast.testing import check_case
 
 pytestmark = pytest.mark.gpu
@@ -51,7 +51,7 @@ def test_any_number_of_features(build: str, features: int, dtype: torch.dtype) -
     ).require()
 
 
-@pytest.mark.parametrize(("num_rows", "features"), [(8 * _rows.MOST_BLOCKS + 3, 5), (70_001, 600)])
+@pytest.mark.parametrize(("num_rows", "features"), [(8 * blocks.MOST_BLOCKS + 3, 5), (70_001, 600)])
 def test_more_rows_than_blocks(build: str, num_rows: int, features: int) -> None:
     rows = torch.randn(num_rows, features, device="cuda")
     check = check_case(

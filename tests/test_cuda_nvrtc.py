@@ -16,6 +16,7 @@ import pytest
 from sslfast import _nvrtc
 from sslfast._registry import PRIMITIVES
 from sslfast.bench import resources_cuda
+from sslfast.cuda import specialisations
 
 ARCHS = ("sm_80", "sm_90a", "sm_100a")
 
@@ -75,7 +76,7 @@ def test_every_kernel_stays_in_registers(arch: str) -> None:
     """
     _require(resources_cuda.missing())
     for name in _nvrtc.sources():
-        sets = _nvrtc.specialisations(name)
+        sets = specialisations(name)
         used: dict[str, resources_cuda.Usage] = {}
         for defines in {sets[0], sets[-1]}:
             used |= resources_cuda.usage(_nvrtc.compile_source(name, arch, defines))
@@ -258,5 +259,5 @@ def test_sources_compile_from_where_a_wheel_puts_them(
             shutil.copy(file, copy)
     monkeypatch.setattr(_nvrtc, "source_root", lambda: root)
     for name in _nvrtc.sources():
-        defines = _nvrtc.specialisations(name)[0]
+        defines = specialisations(name)[0]
         assert _nvrtc.cubin(name, "sm_80", defines).startswith(b"\x7fELF")

@@ -20,10 +20,9 @@ from torch import Tensor
 
 import sslfast
 from sslfast import _library, _nvrtc
+from sslfast._core.sorting.network import NETWORKS, RELAXATIONS, layers_of, num_swaps
 from sslfast._registry import PRIMITIVES
-from sslfast.cuda import _sorting
-from sslfast.ops._sorting_arguments import RELAXATIONS
-from sslfast.ops._sorting_networks import NETWORKS, layers_of, num_swaps
+from sslfast.cuda.sorting import launch as launcher
 from sslfast.testing import check_case
 
 SORT = PRIMITIVES["relaxed_sort"]
@@ -38,7 +37,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
 @pytest.fixture
 def by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """No list is short enough for a thread."""
-    monkeypatch.setattr(_sorting, "LONGEST_OF_THREAD", 0)
+    monkeypatch.setattr(launcher, "LONGEST_OF_THREAD", 0)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -95,7 +94,7 @@ def comparators(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("network", sorted(NETWORKS))
 def test_networks_of_the_device_are_those_of_the_tables(network: str, comparators: Any) -> None:
     assert list(NETWORKS) == ["odd_even", "bitonic"]
-    for length in range(1, _sorting.LONGEST_OF_THREAD + 1):
+    for length in range(1, launcher.LONGEST_OF_THREAD + 1):
         table = [pair for layer in layers_of(network, length) for pair in layer]
         assert comparators(network, length) == table
 
@@ -112,7 +111,7 @@ def test_a_thread_sorts_lists_of_any_length(
     check(MASS, values=values, group_sizes=groups, cross_entropy=True, network=network)
     check(MASS, values=values, group_sizes=(1, length - 1), network=network, steepness=2.0)
     assert {each.grid for each in launches} == {(2,)}
-    assert {each.block for each in launches} == {(_sorting.LIST_BLOCK,)}
+    assert {each.block for each in launches} == {(launcher.LIST_BLOCK,)}
     names = {
         each.removesuffix(f"_kernel_{network}_{length}_cauchy_float32")
         for each in kernels(launches)
@@ -132,7 +131,7 @@ def test_a_teacher_of_long_lists_goes_to_the_block(length: int, launches: list[L
     values, teacher = random(5, length), random(5, length, seed=1)
     groups = (length - 3, 2, 1)
     check(MASS, values=values, teacher=teacher, group_sizes=groups, cross_entropy=True)
-    long = num_swaps("odd_even", length) > _sorting.MOST_SWAPS_TAUGHT
+    long = num_swaps("odd_even", length) > launcher.MOST_SWAPS_TAUGHT
     assert long == (length == 16)
     assert {each.block for each in launches} == {(32, 3) if long else (32,)}
 
@@ -178,7 +177,7 @@ def test_thread_and_block_agree(
 
     of_thread = run()
     assert all("odd_even_7" in each.kernel for each in launches)
-    monkeypatch.setattr(_sorting, "LONGEST_OF_THREAD", 0)
+    monkeypatch.setattr(launcher, "LONGEST_OF_THREAD", 0)
     launches.clear()
     of_block = run()
     assert all("odd_even_7" not in each.kernel for each in launches)
@@ -191,10 +190,10 @@ def test_what_does_not_fit_lies_in_scratch_memory(
     shared: int, by_block: None, launches: list[Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Comparators, or comparators and wires; a block reuses its own for further lists."""
-    monkeypatch.setattr(_sorting, "SHARED", shared)
+    monkeypatch.setattr(launcher, "SHARED", shared)
     values, teacher = random(7, 19), random(7, 19, seed=1)
     scratch = 8000
-    monkeypatch.setattr(_sorting, "MOST_SCRATCH", scratch)
+    monkeypatch.setattr(launcher, "MOST_SCRATCH", scratch)
     options = {"values": values, "network": "bitonic", "steepness": 2.0}
     check(SORT, permutation=True, **options)
     check(MASS, group_sizes=(5, 14), teacher=teacher, cross_entropy=True, **options)
@@ -216,7 +215,7 @@ def test_bitwise_repeatable_whatever_the_grid(
         return torch.cat([ordered.flatten(), losses, gradient.flatten()]).detach()
 
     first = run()
-    monkeypatch.setattr(_sorting, "MOST_BLOCKS", 2)
+    monkeypatch.setattr(launcher, "MOST_BLOCKS", 2)
     assert torch.equal(first, run())
     assert {each.grid for each in launches} == {(7,), (2,)}
 
@@ -231,10 +230,10 @@ def test_without_a_gradient_none_is_formed(launches: list[Launch]) -> None:
 
 
 def test_groups_of_ranks_are_packed() -> None:
-    assert _sorting.packed([0, 2, 3]) == 0x100
-    assert _sorting.packed(range(4)) == 0x210
-    assert _sorting.packed(range(17)) % (1 << 64) == 0xFEDCBA9876543210
-    assert -(1 << 63) <= _sorting.packed(range(17)) < 1 << 63
+    assert launcher.packed([0, 2, 3]) == 0x100
+    assert launcher.packed(range(4)) == 0x210
+    assert launcher.packed(range(17)) % (1 << 64) == 0xFEDCBA9876543210
+    assert -(1 << 63) <= launcher.packed(range(17)) < 1 << 63
 
 
 @pytest.mark.parametrize("taught", [False, True])
@@ -244,14 +243,14 @@ def test_groups_of_ranks_are_packed() -> None:
 )
 def test_plan_of_a_block(network: str, length: int, vectors: int, taught: bool) -> None:
     swaps = num_swaps(network, length)
-    shape = _sorting.team(5000, length, swaps, 4, vectors, taught)
+    shape = launcher.team(5000, length, swaps, 4, vectors, taught)
     x, y = shape.block
-    assert x * y <= _sorting.TEAM_THREADS
+    assert x * y <= launcher.TEAM_THREADS
     assert x % 32 == 0
     assert y <= max(1, vectors)
-    assert shape.shared <= _sorting.SHARED
+    assert shape.shared <= launcher.SHARED
     assert 1 <= shape.grid <= 5000
-    assert 4 * shape.grid * shape.scratch <= _sorting.MOST_SCRATCH
+    assert 4 * shape.grid * shape.scratch <= launcher.MOST_SCRATCH
     assert (shape.scratch == 0) == (shape.shared_swaps and shape.shared_wires)
     if length == 49:
         assert shape.shared_swaps
@@ -287,10 +286,10 @@ def test_who_takes_a_list(
 ) -> None:
     name = "sorting_group_mass_fwd_kernel_odd_even_11_cauchy_float32"
     compiled(prebuilt, name, nvrtc, monkeypatch)
-    rule = _sorting.Rule("odd_even", "cauchy", 1.0, 0.25)
+    rule = launcher.Rule("odd_even", "cauchy", 1.0, 0.25)
     values = torch.empty(3, length)
-    assert _sorting.by_thread("sorting_group_mass", values, rule, build) is thread
-    assert not _sorting.by_thread("sorting_group_mass", values.double(), rule, build)
+    assert launcher.by_thread("sorting_group_mass", values, rule, build) is thread
+    assert not launcher.by_thread("sorting_group_mass", values.double(), rule, build)
 
 
 def test_prebuilt_kernels_are_started_with_the_same_arguments(

@@ -11,11 +11,13 @@ from conftest import widest
 from torch import Tensor
 
 import sslfast
+from sslfast._core.correlation import frobenius as layout
+from sslfast._core.rows.standardize import Scaling
 from sslfast.losses.redundancy._standardized import split_frobenius_of_standardized
-from sslfast.ops import _frobenius_cost as cost
-from sslfast.ops._standardize_arguments import Rule
-from sslfast.ops.cross_frobenius import cross_frobenius, reference
-from sslfast.ops.standardize import reference as standardize_reference
+from sslfast.ops.correlation import frobenius_cost as cost
+from sslfast.ops.correlation import frobenius_keep as keep
+from sslfast.ops.correlation.frobenius import cross_frobenius, reference
+from sslfast.ops.rows.standardize import reference as standardize_reference
 from sslfast.testing import check_case, threads
 
 NAME = "cross_frobenius"
@@ -28,7 +30,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products beyond a few hundred elements are held a strip at a time, and never kept."""
-    monkeypatch.setattr(cost, "strip_elements", lambda a, b: 300)
+    monkeypatch.setattr(layout, "strip_elements", lambda a, b: 300)
 
 
 @pytest.mark.parametrize("symmetric", [False, True], ids=["two", "symmetric"])
@@ -75,8 +77,8 @@ def test_columns_treated_as_they_are_read(
 ) -> None:
     """Far from 0, with a constant column: what the rows stand for is standardised exactly."""
     if in_strips:
-        monkeypatch.setattr(cost, "strip_elements", lambda a, b: 300)
-    rule = Rule(ddof=1, eps=0.0, eps_on="variance", unit_variance=True)
+        monkeypatch.setattr(layout, "strip_elements", lambda a, b: 300)
+    rule = Scaling(ddof=1, eps=0.0, eps_on="variance", unit_variance=True)
     views = {"a": 3 * normal(generator, *shape) + 40, "b": normal(generator, *shape)}
     views["b"][:, 5:6] = 0.7
 
@@ -93,8 +95,8 @@ def test_columns_treated_as_they_are_read(
 
 def test_strips_hold_no_product(no_room: None, generator: torch.Generator) -> None:
     a = normal(generator, 60, 50)
-    assert cost.cache_elements(a, None, "gram", learns=True) == 0
-    assert cost.cache_elements(a, None, "direct", learns=True) == 0
+    assert keep.cache_elements(a, None, "gram", learns=True) == 0
+    assert keep.cache_elements(a, None, "direct", learns=True) == 0
 
 
 @pytest.mark.parametrize("route", ["gram", "direct"])
@@ -187,12 +189,12 @@ def test_half_precision_keeps_its_range(cpu_backend: str, generator: torch.Gener
 def test_route_is_the_cheaper_one() -> None:
     """Where the routes cost the same, N (D + E) = 2 D E, the product of features is taken."""
     a = torch.empty(64, 64, device="meta")
-    assert cost.choose_route(a, None) == "direct"
-    assert cost.choose_route(a[:63], None) == "gram"
+    assert keep.choose_route(a, None) == "direct"
+    assert keep.choose_route(a[:63], None) == "gram"
     wide = torch.empty(64, 192, device="meta")
-    assert cost.choose_route(a, wide) == "gram"  # 64 * 256 < 2 * 64 * 192
+    assert keep.choose_route(a, wide) == "gram"  # 64 * 256 < 2 * 64 * 192
     narrow = torch.empty(64, 32, device="meta")
-    assert cost.choose_route(a, narrow) == "direct"
+    assert keep.choose_route(a, narrow) == "direct"
 
 
 @pytest.mark.parametrize("num_rows", [1, 100, 1000])

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sslfast
 from sslfast import _backends
+from sslfast._core.similarity.logsumexp_keep import Keep
 from sslfast._registry import PRIMITIVES, Primitive
 from sslfast.testing import as_tuple, cast, continuous
 
@@ -88,7 +89,7 @@ def _without_cache(primitive: Primitive, arguments: tuple[Any, ...]) -> tuple[An
     """The unused end of a cache is not written, so two calls cannot be compared with one."""
     names = [each.name for each in primitive.forward_op._opoverload._schema.arguments]
     return tuple(
-        {"keep": "nothing", "cache_elements": 0}.get(name, value)
+        {"keep": int(Keep.NOTHING), "cache_elements": 0}.get(name, value)
         for name, value in zip(names, arguments, strict=True)
     )
 

@@ -12,10 +12,9 @@ from conftest import require_dtype
 from torch import Tensor
 
 import sslfast
-from sslfast.ops._sorting_arguments import RELAXATIONS
-from sslfast.ops._sorting_networks import NETWORKS, layers_of, num_swaps, swap_table
-from sslfast.ops._sorting_reference import LEAST_MASS
-from sslfast.ops.sorting_group_mass import reference
+from sslfast._core.sorting.network import NETWORKS, RELAXATIONS, layers_of, num_swaps, swap_table
+from sslfast.ops.sorting.group_mass import reference
+from sslfast.ops.sorting.network_reference import LEAST_MASS
 
 pytestmark = pytest.mark.primitives("relaxed_sort", "sorting_group_mass")
 LISTS = torch.zeros(3, 4)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sslfast
+from sslfast._core.similarity.topk import Arguments, Neighbours
 from sslfast._registry import PRIMITIVES
-from sslfast.ops._topk_arguments import Arguments, Neighbours, check_neighbours
+from sslfast.ops.similarity.checks import check_neighbours
 from sslfast.testing import threads
 
 PRIMITIVE = PRIMITIVES["similarity_topk"]

@@ -19,9 +19,8 @@ from torch import Tensor
 
 import sslfast
 from sslfast import relaxed_sort, sorting_group_mass
+from sslfast._core.sorting.network import RELAXATIONS, layers_of
 from sslfast.losses import DiffSortNet
-from sslfast.ops._sorting_arguments import RELAXATIONS
-from sslfast.ops._sorting_networks import layers_of
 
 NETWORKS = ("odd_even", "bitonic")
 PAIRS = list(product(NETWORKS, RELAXATIONS))

@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sslfast
-from sslfast._backends import INTERPRETED
+from sslfast._core.correlation import frobenius as layout
+from sslfast._core.correlation.frobenius import Arguments
+from sslfast._core.devices import INTERPRETED
 from sslfast._registry import PRIMITIVES
-from sslfast.ops import _frobenius_cost as cost
-from sslfast.ops._frobenius_arguments import Arguments
+from sslfast.ops.correlation import frobenius_keep as keep
 from sslfast.testing import check_case
 from sslfast.triton._launch import TARGETS, Launch, launch, recording
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
-tile_of = pytest.importorskip("sslfast.triton._frobenius_tiles").tile_of
+tile_of = pytest.importorskip("sslfast.triton.correlation.tiles").tile_of
 PRIMITIVE = PRIMITIVES["cross_frobenius"]
 TRITON = PRIMITIVE.implementations["triton"]
 REFERENCE = PRIMITIVE.implementations["reference"]
@@ -71,7 +72,7 @@ def arguments(
 
 def room(given: Arguments) -> int:
     """Elements of the cache where `a` learns."""
-    return cost.cache_elements(given.a, given.b, given.route, learns=True)
+    return keep.cache_elements(given.a, given.b, given.route, learns=True)
 
 
 def gradients(given: Arguments, cached: bool) -> tuple[Tensor, ...]:
@@ -106,7 +107,7 @@ def assert_near(actual: tuple[Tensor, ...], truth: tuple[Tensor, ...], dtype: to
 @pytest.mark.parametrize("form", FORMS)
 def test_products_are_kept_whole(form: str, dtype: torch.dtype) -> None:
     """Both triangles, zeros behind the last column, no diagonal where it is split off."""
-    from sslfast.triton._frobenius_products import Operands
+    from sslfast.triton.correlation.products import Operands
 
     given = arguments_of(form, dtype)
     cache = torch.full((room(given),), torch.nan)
@@ -137,8 +138,8 @@ def test_strips_of_products_give_the_gradient(
     form: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing was kept: three strips, the last of them ragged."""
-    monkeypatch.setattr("sslfast.triton._frobenius_plan.GPU_STRIP_ROWS", 64)
-    monkeypatch.setattr("sslfast.triton._frobenius_plan.GPU_STRIP_BYTES", 0)
+    monkeypatch.setattr("sslfast.triton.correlation.plan.GPU_STRIP_ROWS", 64)
+    monkeypatch.setattr("sslfast.triton.correlation.plan.GPU_STRIP_BYTES", 0)
     given = arguments_of(form, dtype)
     assert_near(gradients(given, cached=False), expected(given), dtype)
 
@@ -158,8 +159,8 @@ def test_contractions_in_parts(
     else:
         num_rows += 500
     with monkeypatch.context() as patched:
-        patched.setattr("sslfast.triton._frobenius_plan.PART_DEPTH", 0)
-        patched.setattr("sslfast.triton._frobenius_products.target", lambda tensor: chip)
+        patched.setattr("sslfast.triton.correlation.plan.PART_DEPTH", 0)
+        patched.setattr("sslfast.triton.correlation.products.target", lambda tensor: chip)
         given = arguments(num_rows, *dims, route=route, split=split, dtype=dtype)
         results = gradients(given, cached=True)
         for left, right in zip(gradients(given, cached=True), results, strict=True):
@@ -172,7 +173,7 @@ def test_parts_of_few_tiles_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two Grams that meet, whose parts would be larger than the operands."""
     given = arguments(200, 20, 30, route="gram", split=False, dtype=torch.float32)
     whole = TRITON.forward(given, 0)
-    monkeypatch.setattr(cost, "GPU_PARTS_BYTES", 0)
+    monkeypatch.setattr(layout, "GPU_PARTS_BYTES", 0)
     with recording(TARGETS["sm_90"]) as recorded:
         TRITON.forward(given, 0)
     assert len(named(recorded, "fwd")) == len(named(recorded, "combine")) > 3
@@ -269,7 +270,7 @@ def test_triangles_have_every_tile_once() -> None:
 def test_wide_tiles_of_gradients(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """256 columns, stored by halves, of which the last is empty or ragged."""
     chip = replace(TARGETS["sm_90"], processors=1)
-    monkeypatch.setattr("sslfast.triton._frobenius_gradients.target", lambda tensor: chip)
+    monkeypatch.setattr("sslfast.triton.correlation.gradients.target", lambda tensor: chip)
     num_rows, dim, _, route, split = FORMS[form]
     for features in (dim, dim + 130):
         form_of = {"route": route, "split": split, "dtype": torch.bfloat16}
@@ -389,7 +390,7 @@ def test_memory_keeps_its_promise(
                     record(given)
                 else:
                     TRITON.forward(given, 0)
-            promise = cost.peak_bytes(given.a, given.b, route=route, backward=learns)
+            promise = keep.peak_bytes(given.a, given.b, route=route, backward=learns)
             print(f"{live.peak / 2**20:.1f} MiB of {promise / 2**20:.1f}")
             assert live.peak <= promise
     assert promise < 4 * live.peak

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sslfast
-from sslfast._backends import INTERPRETED
+from sslfast._core.devices import INTERPRETED
 from sslfast._registry import PRIMITIVES
 from sslfast.testing import check_case
 from sslfast.triton._launch import TARGETS, Launch, recording

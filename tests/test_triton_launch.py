@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sslfast._backends import INTERPRETED
+from sslfast._core.devices import INTERPRETED
 from sslfast.triton import _launch
 from sslfast.triton._launch import TARGETS, Launch, Target, launch, recording, target
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sslfast import cli
-from sslfast._backends import INTERPRETED
+from sslfast._core.devices import INTERPRETED
 from sslfast._registry import PRIMITIVES
 from sslfast.bench import resources, resources_triton
 from sslfast.bench.resources import Part, Row

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 import sslfast
-from sslfast._backends import INTERPRETED
+from sslfast._core.devices import INTERPRETED
+from sslfast._core.rows.standardize import Columns, Scaling
 from sslfast._registry import PRIMITIVES
-from sslfast.ops._standardize_arguments import Columns, Rule
 from sslfast.testing import check_case
 from sslfast.triton._launch import TARGETS, Launch, recording
 
 pytest.importorskip("triton")
 PRIMITIVE = PRIMITIVES["standardize"]
-RULE = Rule(0, 1e-5, "variance", True)
+RULE = Scaling(0, 1e-5, "variance", True)
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 runs the kernels")
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import sslfast
-from sslfast._backends import INTERPRETED
+from sslfast._core.devices import INTERPRETED
+from sslfast._core.similarity.topk import Arguments
 from sslfast._registry import PRIMITIVES
-from sslfast.ops._topk_arguments import Arguments
-from sslfast.triton import similarity_topk as launcher
 from sslfast.triton._launch import TARGETS, Launch, recording
+from sslfast.triton.similarity import topk as launcher
 
 pytest.importorskip("triton")
 PRIMITIVE = PRIMITIVES["similarity_topk"]

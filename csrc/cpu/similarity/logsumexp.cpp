@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "cpu/similarity/keep.h"
 #include "cpu/similarity/launch.h"
 #include "sslfast/isa.h"
 
@@ -46,6 +47,11 @@ struct Arguments {
   }
 };
 
+Keep keep_of(int64_t keep) {
+  STD_TORCH_CHECK(keep >= 0 && keep <= int64_t(Keep::kExponentials), "keep is none of Keep");
+  return Keep(keep);
+}
+
 // The cache tensor: room for two numbers of each sum, of which the residual is used; then either
 // the exponentials or the means of the keys, each only where there is room for it.
 template <class T>
@@ -54,19 +60,18 @@ struct CacheLayout {
   T* means_valid = nullptr;
   int64_t exponential_elements = 0;
 
-  CacheLayout(T* memory, int64_t elements, bool mean_keys, const Arguments& a) {
-    constexpr int64_t kHeader = 16;
+  CacheLayout(T* memory, int64_t elements, Keep keep, const Arguments& a) {
     const int64_t sums = a.n() + (a.columns ? a.m() : 0);
-    const int64_t residuals = (2 * sums + kHeader - 1) / kHeader * kHeader;
+    const int64_t residuals = (2 * sums + kCacheHeader - 1) / kCacheHeader * kCacheHeader;
     if (elements < residuals) return;
     row_residual = memory;
     if (a.columns) col_residual = memory + a.n();
     const int64_t rest = elements - residuals;
-    if (mean_keys) {
-      if (rest < kHeader + a.queries.numel()) return;
+    if (keep == Keep::kMeanKeys) {
+      if (rest < kCacheHeader + a.queries.numel()) return;
       means_valid = memory + residuals;
-      means = means_valid + kHeader;
-    } else if (rest > 0) {
+      means = means_valid + kCacheHeader;
+    } else if (keep == Keep::kExponentials) {
       exponentials = memory + residuals;
       exponential_elements = rest;
     }
@@ -74,13 +79,12 @@ struct CacheLayout {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements,
-                                           bool mean_keys,
+std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements, Keep keep,
                                            void (*kernel)(const SimilarityForward<T>&)) {
   Tensor rows = empty({a.n()}, kDtype<T>), cols = empty({a.columns ? a.m() : 0}, kDtype<T>);
   // The means are added up in place.
-  Tensor cache =
-      mean_keys ? zeros({cache_elements}, kDtype<T>) : empty({cache_elements}, kDtype<T>);
+  Tensor cache = keep == Keep::kMeanKeys ? zeros({cache_elements}, kDtype<T>)
+                                         : empty({cache_elements}, kDtype<T>);
   if (cache_elements) prefer_huge_pages(cache);
   const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
   TorchWorkspace workspace;
@@ -88,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_ele
   a.fill(p, ids, workspace);
   p.row_lse = mutable_data<T>(rows);
   p.col_lse = mutable_data<T>(cols);
-  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, mean_keys, a);
+  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, keep, a);
   p.row_residual = layout.row_residual;
   p.col_residual = layout.col_residual;
   p.cache = layout.exponentials;
@@ -106,7 +110,7 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Tensor& drows,
                                                     const Tensor& dcols, const Tensor& rows,
                                                     const Tensor& cols, const Tensor& cache,
-                                                    bool mean_keys, Gradients need,
+                                                    Keep keep, Gradients need,
                                                     void (*kernel)(const SimilarityBackward<T>&)) {
   const int64_t d = a.queries.size(1);
   // The gradient of the scale is read off that of the queries; in the symmetric form the queries
@@ -127,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dcols = a.columns ? data<T>(dcols) : nullptr;
   p.row_lse = data<T>(rows);
   p.col_lse = a.columns ? data<T>(cols) : nullptr;
-  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(),
-                                    mean_keys, a);
+  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(), keep,
+                                    a);
   p.row_residual = layout.row_residual;
   p.col_residual = layout.col_residual;
   p.cache = layout.exponentials;
@@ -144,22 +148,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
 
 std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(
     Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias, MaybeTensor query_ids,
-    MaybeTensor key_ids, bool columns, int64_t cache_elements, bool mean_keys, int64_t isa) {
+    MaybeTensor key_ids, bool columns, int64_t keep, int64_t cache_elements, int64_t isa) {
   const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
   a.check_all();
   STD_TORCH_CHECK(cache_elements >= 0, "cache_elements must not be negative");
-  STD_TORCH_CHECK(!mean_keys || (keys && !columns), "mean_keys need keys and no columns");
+  const Keep kept = keep_of(keep);
+  STD_TORCH_CHECK(kept != Keep::kMeanKeys || (keys && !columns),
+                  "the means need keys and no columns");
   const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
   return queries.scalar_type() == ScalarType::Float
-             ? forward<float>(a, cache_elements, mean_keys, kernels.forward_float)
-             : forward<double>(a, cache_elements, mean_keys, kernels.forward_double);
+             ? forward<float>(a, cache_elements, kept, kernels.forward_float)
+             : forward<double>(a, cache_elements, kept, kernels.forward_double);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     Tensor drows, Tensor dcols, Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias,
     MaybeTensor query_ids, MaybeTensor key_ids, bool columns, Tensor rows, Tensor cols,
-    Tensor cache, bool mean_keys, bool need_queries, bool need_keys, bool need_scale,
-    bool need_bias, int64_t isa) {
+    Tensor cache, int64_t keep, bool need_queries, bool need_keys, bool need_scale, bool need_bias,
+    int64_t isa) {
   const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
   a.check_all();
   const ScalarType dtype = queries.scalar_type();
@@ -174,10 +180,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
   }
   const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
   const Gradients need{need_queries, need_keys, need_scale, need_bias};
-  return dtype == ScalarType::Float ? backward<float>(a, drows, dcols, rows, cols, cache, mean_keys,
+  const Keep kept = keep_of(keep);
+  return dtype == ScalarType::Float ? backward<float>(a, drows, dcols, rows, cols, cache, kept,
                                                       need, kernels.backward_float)
-                                    : backward<double>(a, drows, dcols, rows, cols, cache,
-                                                       mean_keys, need, kernels.backward_double);
+                                    : backward<double>(a, drows, dcols, rows, cols, cache, kept,
+                                                       need, kernels.backward_double);
 }
 
 }  // namespace
@@ -186,13 +193,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
       "similarity_logsumexp_cpu(Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, "
-      "Tensor? query_ids, Tensor? key_ids, bool columns, int cache_elements, bool mean_keys, "
+      "Tensor? query_ids, Tensor? key_ids, bool columns, int keep, int cache_elements, "
       "int isa) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "similarity_logsumexp_backward_cpu(Tensor drows, Tensor dcols, Tensor queries, Tensor? keys, "
       "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, bool columns, Tensor rows, "
-      "Tensor cols, Tensor cache, bool mean_keys, bool need_queries, bool need_keys, "
+      "Tensor cols, Tensor cache, int keep, bool need_queries, bool need_keys, "
       "bool need_scale, bool need_bias, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sslfast_native, CPU, m) {

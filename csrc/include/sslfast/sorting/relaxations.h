@@ -10,7 +10,7 @@
 
 namespace sslfast::SSLFAST_TARGET {
 
-// In the order of RELAXATIONS in sslfast/ops/_sorting_arguments.py.
+// In the order of RELAXATIONS in sslfast/ops/sorting/checks.py.
 enum class Relaxation : int {
   kCauchy = 0,
   kReciprocal = 1,
