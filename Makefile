@@ -57,8 +57,9 @@ test: lint  ## all that CI runs; ARGS go to the first pytest
 # sample; values, gradients, memory layout, repetition, schemas, shapes that hypothesis draws. Not
 # what is marked `uninterpreted` (finite differences, large samples but for the values of the
 # primitives, what torch.compile makes of it), and not memory, which would be the interpreter's.
+ENUMERATED = $(patsubst %,tests/registry/test_%.py,numbers layout gradients registration properties losses)
 INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(PARALLEL) -k triton \
-	-m 'not uninterpreted' $(wildcard tests/test_ops_*.py tests/test_triton_*.py) tests/test_losses.py
+	-m 'not uninterpreted' tests/ops tests/backends/triton $(ENUMERATED)
 
 test-triton: install  ## the Triton kernels in Triton's interpreter, a part of test
 	$(INTERPRETED)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import sslfast
 from sslfast._core.sorting.network import layers_of
-from sslfast.bench import formulas_ordering as formulas
 from sslfast.bench import peers
 from sslfast.bench.contestants import COMPILE
+from sslfast.bench.formulas import ordering as formulas
 from sslfast.bench.suite import Inputs, Shape, Workload
 
 FAMILY = "ordering"

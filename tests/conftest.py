@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=missing))
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         size = getattr(getattr(case, "sample", None), "size", "")
-        if size == "typical" and item.path.name != "test_ops_numbers.py":
+        if size == "typical" and item.path.name != "test_numbers.py":
             item.add_marker("uninterpreted")
     if torch.cuda.is_available() or os.environ.get("SSLFAST_REQUIRE_GPU") == "1":
         return

@@ -6,15 +6,13 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 from sslfast import _info, cli
 from sslfast._registry import LOSSES, PRIMITIVES
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def exit_code(*argv: str) -> int:

@@ -1,7 +1,7 @@
 """Compilation on first use: every kernel, the options of a real run, the cache, the reasons.
 
 What each kernel takes of each chip is in bench/results/resources.csv, which
-tests/test_triton_resources.py compares.
+tests/backends/triton/test_triton_resources.py compares.
 """
 
 from __future__ import annotations

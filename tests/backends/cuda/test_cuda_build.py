@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import setuptools
 import torch
+from places import ROOT
 
 import sslfast
 from sslfast import _backends, _library, _nvrtc
@@ -28,7 +29,6 @@ from sslfast._core.sorting.network import RELAXATIONS
 from sslfast.bench import resources_cuda
 from sslfast.cuda.rows import blocks
 
-ROOT = Path(__file__).resolve().parent.parent
 SORTING = [
     f"sorting_group_mass_{kernel}_kernel_odd_even_{length}_cauchy_float32"
     for kernel in ("fwd", "bwd", "entropy", "pair")

@@ -18,12 +18,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+from places import TESTS
 from torch import Tensor
 
 from sslfast import _backends, _nvrtc
 from sslfast._registry import PRIMITIVES
 
-HERE = Path(__file__).parent
+DEVICE = TESTS / "cpp"  # what stands in for the device
 OPTIONS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fsanitize=alignment")
 
 
@@ -64,11 +65,11 @@ def library(name: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no g++ to compile the emulation with")
     root = _nvrtc.source_root()
-    include = [f"-I{folder}" for folder in (HERE / "cpp", root, root / "include")]
+    include = [f"-I{folder}" for folder in (DEVICE, root, root / "include")]
     given = [*OPTIONS, *include, *(f"-D{each}" for each in defines)]
     path = _folder() / f"{name}-{library.cache_info().misses}.so"
     place = _nvrtc.sources()[name].relative_to(root / "cuda")
-    source, compiled = HERE / "cpp" / place.with_suffix(".cpp"), str(path.with_suffix(".o"))
+    source, compiled = DEVICE / place.with_suffix(".cpp"), str(path.with_suffix(".o"))
     subprocess.run([compiler, *given, "-c", str(source), "-o", compiled], check=True)
     subprocess.run([compiler, "-shared", compiled, "-o", str(path)], check=True)
     return ctypes.CDLL(str(path))

@@ -1,7 +1,7 @@
-"""Checks of one primitive or loss on a device; tests/test_gpu.py runs them on a GPU.
+"""Checks of one primitive or loss on a device; tests/gpu/test_gpu.py runs them on a GPU.
 
-Each takes the device, so that tests/test_gpu_harness.py can show on a CPU that it passes what is
-right and fails what is wrong.
+Each takes the device, so that tests/gpu/test_gpu_harness.py can show on a CPU that it passes what
+is right and fails what is wrong.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from test_bench_families import entered
 from torch import Tensor
 
 from sslfast._registry import LOSSES, PRIMITIVES
-from sslfast.bench import formulas_ordering as formulas
 from sslfast.bench import ledger, ordering, peers, plots, runner, suite
 from sslfast.bench.contestants import COMPILE, EAGER, enter
+from sslfast.bench.formulas import ordering as formulas
 from sslfast.testing import evaluate
 
 WORKLOADS = {workload.name: workload for workload in ordering.workloads()}

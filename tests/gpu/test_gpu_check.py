@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 
 from sslfast._registry import LOSSES
 from sslfast.bench import gpu_check, resume
 from sslfast.bench.gpu_check import Check, Stamps, Step
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "bench" / "gpu_check.py"
 FACTS = {"gpu": "Card 100", "torch": "2.11.0", "cuda": "13.0", "missing": []}
 

@@ -1,4 +1,4 @@
-"""The device code of csrc/cuda, run on the CPU (tests/cuda_emulation.py).
+"""The device code of csrc/cuda, run on the CPU (tests/support/cuda_emulation.py).
 
 Values and gradients of every primitive; strides, long rows and many rows of `l2_normalize`: the
 very kernels that nvcc and NVRTC compile, started by the launcher that starts them on a GPU. Races
@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import CASES, Case
 from cuda_emulation import Launch, emulated
-from test_ops_numbers import ABSOLUTE_EPS, WELL_CONDITIONED
+from test_numbers import ABSOLUTE_EPS, WELL_CONDITIONED
 from torch import Tensor
 
 import sslfast

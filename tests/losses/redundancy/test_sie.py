@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import value_and_gradients
+from places import SUPPORT
 from torch import nn
 from vicreg_inputs import covariance_term, normal, variance_term, views
 
@@ -192,7 +192,7 @@ def test_predictor_forms_no_matrix_of_a_sample():
         "memory_vicreg:predict",
         {"num_rows": 256, "dim": 256},
         warm_up={"num_rows": 8, "dim": 16},
-        path=Path(__file__).parent,
+        path=SUPPORT,
     )
     assert measured < 16 << 20
 

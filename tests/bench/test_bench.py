@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import or_skip
+from places import ROOT
 from torch import Tensor
 
 from sslfast import cli
@@ -19,7 +20,6 @@ from sslfast._registry import LOSSES, PRIMITIVES
 from sslfast.bench import (
     contrastive,
     correctness,
-    formulas,
     ledger,
     machine,
     peers,
@@ -30,13 +30,13 @@ from sslfast.bench import (
 )
 from sslfast.bench import worker as worker_module
 from sslfast.bench.contestants import EAGER, Contestant, default_backend, enter
+from sslfast.bench.formulas import contrastive as formulas
 from sslfast.bench.ledger import Row
 from sslfast.bench.place import Place
 from sslfast.bench.runner import Options, measure
 from sslfast.bench.suite import Case, Workload, workloads
 from sslfast.testing import cast, evaluate
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"N": 11, "D": 5, "K": 9, "C": 3, "V": 2}
 OTHER_SIZE = 7  # of a letter that a family has for itself
 OWN = f"sslfast {default_backend()}"

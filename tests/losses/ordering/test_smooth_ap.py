@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from places import SUPPORT
 from torch import Tensor
 
 from sslfast.functional import smooth_ap_loss
@@ -213,7 +213,7 @@ def test_memory_grows_with_rows_alone():
             "memory_smooth_ap:prepare",
             {"num_rows": num_rows, "dim": 32, "class_size": 4},
             warm_up={"num_rows": 8, "dim": 4, "class_size": 2},
-            path=Path(__file__).parent,
+            path=SUPPORT,
         )
 
     small, large = peak(2048), peak(4096)

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels on a GPU: what the enumerated tests of tests/test_gpu.py do not know."""
+"""The CUDA C++ kernels on a GPU: what the enumerated tests of tests/gpu/test_gpu.py do not know."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_emulation import HERE, OPTIONS, Launch, emulated
+from cuda_emulation import DEVICE, OPTIONS, Launch, emulated
 from torch import Tensor
 
 import sslfast
@@ -76,7 +76,7 @@ def comparators(tmp_path_factory: pytest.TempPathFactory) -> Any:
     source, path = folder / "networks.cpp", folder / "networks.so"
     source.write_text(NETWORK_SOURCE)
     root = _nvrtc.source_root()
-    include = [f"-I{each}" for each in (HERE / "cpp", root, root / "include")]
+    include = [f"-I{each}" for each in (DEVICE, root, root / "include")]
     command = ["g++", *OPTIONS, *include, "-shared", str(source), "-o", str(path)]
     subprocess.run(command, check=True)
     listed = ctypes.CDLL(str(path)).comparators

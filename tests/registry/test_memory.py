@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from conftest import require_backend
 from memory_cases import FORMS, arguments_of
+from places import SUPPORT
 
 from sslfast.testing import peak_memory_of
 
-HERE = Path(__file__).parent
 MIB = 1 << 20
 DIM = 32
 NUM_ROWS = 4096
@@ -24,7 +22,7 @@ def peak(form: str, backend: str, num_rows: int) -> int:
         "memory_cases:prepare",
         {"form": form, "backend": backend, "num_rows": num_rows, "dim": DIM},
         warm_up={"form": form, "backend": backend, **WARM_UP},
-        path=HERE,
+        path=SUPPORT,
     )
 
 
@@ -60,7 +58,7 @@ def test_reference_is_caught() -> None:
 def test_measurement_sees_a_matrix() -> None:
     size = 2048
     measured = peak_memory_of(
-        "memory_cases:hidden_matrix", {"num_rows": size}, warm_up={"num_rows": 4}, path=HERE
+        "memory_cases:hidden_matrix", {"num_rows": size}, warm_up={"num_rows": 4}, path=SUPPORT
     )
     assert abs(measured - 4 * size * size) < NOISE
 
@@ -71,5 +69,5 @@ def test_failure_in_the_process_is_reported() -> None:
             "memory_cases:prepare",
             {"form": "no_such_form", "backend": "reference", **WARM_UP},
             warm_up={"form": ROWS, "backend": "reference", **WARM_UP},
-            path=HERE,
+            path=SUPPORT,
         )

@@ -1,4 +1,4 @@
-"""The checks of tests/test_gpu.py on a CPU: they pass what is right and fail what is wrong."""
+"""The checks of tests/gpu/test_gpu.py on a CPU: they pass what is right and fail what is wrong."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT
 from test_bench import OWN, reading, tiny_case
 from torch import Tensor
 
@@ -40,7 +41,6 @@ from sslfast.bench.contestants import CHUNKED, COMPILE, EAGER, Contestant
 from sslfast.bench.place import Place
 from sslfast.bench.runner import Options
 
-ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = gpu.Identity("Card 100", "sm_90", "580.1", "13.0", "3.6.0")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 

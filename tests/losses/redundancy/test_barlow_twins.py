@@ -6,13 +6,13 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import or_skip
+from places import SUPPORT
 from torch import Tensor
 
 from sslfast.bench.peers import lightly_loss
@@ -21,7 +21,6 @@ from sslfast.losses import BarlowTwinsLoss
 from sslfast.losses.redundancy.barlow_twins import _barlow_twins_eager
 from sslfast.testing import check_case, peak_memory_of
 
-HERE = Path(__file__).parent
 MIB = 1 << 20
 MATRIX = torch.eye(4, 3)
 ROUTES = ("auto", "gram", "direct")
@@ -194,20 +193,14 @@ def test_two_dtypes_promote():
     assert torch.equal(barlow_twins_loss(a, b.float()), barlow_twins_loss(a.float(), b.float()))
 
 
-def eager_or_fused(num_images: int, dim: int, eager: bool) -> Callable[[], object]:
-    rows = views(num_images, dim, dtype=torch.float32)
-    loss_function = _barlow_twins_eager if eager else barlow_twins_loss
-    return lambda: torch.autograd.grad(loss_function(*rows), rows)
-
-
 @pytest.mark.parametrize("eager", [False, True])
 def test_peak_memory_has_no_matrix_of_the_width(eager):
     """D x D is 64 MiB, a view 1 MiB."""
     measured = peak_memory_of(
-        "test_losses_barlow:eager_or_fused",
+        "memory_barlow_twins:eager_or_fused",
         {"num_images": 64, "dim": 4096, "eager": eager},
         warm_up={"num_images": 4, "dim": 4, "eager": eager},
-        path=HERE,
+        path=SUPPORT,
     )
     print(f"{measured / MIB:.1f} MiB")
     assert measured > 192 * MIB if eager else measured < 8 * MIB

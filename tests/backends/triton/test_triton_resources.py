@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
 from sslfast import cli
 from sslfast._core.devices import INTERPRETED
@@ -20,7 +21,7 @@ pytest.importorskip("triton")
 pytest.importorskip("rich")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 leaves nothing to compile")
 
-TABLE = Path(__file__).resolve().parent.parent / "bench" / "results" / "resources.csv"
+TABLE = ROOT / "bench" / "results" / "resources.csv"
 ROW = Row(
     backend="triton",
     primitive="l2_normalize",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import value_and_gradients
+from places import SUPPORT
 from vicreg_inputs import variance_term, views
 
 from sslfast.functional import vibcreg_loss
@@ -117,7 +117,7 @@ def test_no_matrix_of_features_by_features():
         "memory_vicreg:prepare",
         {"loss": "vibcreg", "num_rows": 64, "dim": 4096},
         warm_up={"loss": "vibcreg", "num_rows": 8, "dim": 16},
-        path=Path(__file__).parent,
+        path=SUPPORT,
     )
     assert measured < 12 * 64 * 4096 * 4 + (8 << 20)
 

@@ -1,6 +1,6 @@
 """On a GPU: registry x backend x precision x sample, memory, streams, graphs, compiled code.
 
-``make gpu-check`` runs what is marked ``gpu``; tests/test_gpu_harness.py proves the checks on a
+``make gpu-check`` runs what is marked ``gpu``; tests/gpu/test_gpu_harness.py proves the checks on a
 CPU. With SSLFAST_REQUIRE_GPU=1 a backend that cannot run fails instead of being skipped.
 """
 
@@ -19,13 +19,13 @@ import pytest
 import torch
 from gpu_harness import BackendCase, Step
 from memory_cases import FORMS, arguments_of
-from test_ops_registration import check_ops
+from test_registration import check_ops
 from torch import Tensor
 
 import sslfast
 from sslfast import _backends
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Sample
-from sslfast.bench.formulas import probed_logsumexp
+from sslfast.bench.formulas.contrastive import probed_logsumexp
 from sslfast.testing import as_tuple, cast, continuous
 
 pytestmark = pytest.mark.gpu
