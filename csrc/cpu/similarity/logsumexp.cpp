@@ -7,6 +7,7 @@
 #include "sslfast/isa.h"
 
 SSLFAST_DECLARE_KERNELS(SimilarityKernels, similarity_kernels)
+SSLFAST_DECLARE_MATRIX_KERNELS(SimilarityKernels, similarity_kernels)
 
 namespace sslfast {
 namespace {
@@ -19,6 +20,7 @@ struct Arguments {
   const MaybeTensor& query_ids;
   const MaybeTensor& key_ids;
   bool columns;
+  int64_t float_terms, isa;
 
   int64_t n() const { return queries.size(0); }
   int64_t m() const { return keys ? keys->size(0) : queries.size(0); }
@@ -38,11 +40,17 @@ struct Arguments {
   template <class T>
   void fill(SimilarityProblem<T>& p, const Ids<typename IdOf<T>::type>& ids,
             TorchWorkspace& workspace) const {
-    fill_rows(p, queries, keys, ids, workspace);
+    fill_rows(p, queries, keys, ids, int(float_terms), workspace);
     p.scale = data<T>(scale);
     p.row_scale = scale.numel() > 1;
     p.bias = bias ? data<T>(*bias) : nullptr;
     p.columns = columns;
+  }
+
+  template <class P>
+  void run(bool (*SimilarityKernels::*kernel)(const P&), const P& p) const {
+    run_kernel(isa, p.q.element, p.float_terms, similarity_kernels_by_matrix(int(isa)),
+               similarity_kernels_for(int(isa)), kernel, p);
   }
 };
 
@@ -76,7 +84,8 @@ struct CacheLayout {
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements,
                                            bool mean_keys,
-                                           void (*kernel)(const SimilarityForward<T>&)) {
+                                           bool (*SimilarityKernels::*kernel)(
+                                               const SimilarityForward<T>&)) {
   Tensor rows = empty({a.n()}, kDtype<T>), cols = empty({a.columns ? a.m() : 0}, kDtype<T>);
   // The means are added up in place.
   Tensor cache =
@@ -94,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_ele
   p.cache = layout.exponentials;
   p.cache_elements = layout.exponential_elements;
   p.mean_keys = {layout.means, layout.means_valid};
-  kernel(p);
+  a.run(kernel, p);
   return {rows, cols, cache};
 }
 
@@ -107,7 +116,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
                                                     const Tensor& dcols, const Tensor& rows,
                                                     const Tensor& cols, const Tensor& cache,
                                                     bool mean_keys, Gradients need,
-                                                    void (*kernel)(const SimilarityBackward<T>&)) {
+                                                    bool (*SimilarityKernels::*kernel)(
+                                                        const SimilarityBackward<T>&)) {
   const int64_t d = a.queries.size(1);
   // The gradient of the scale is read off that of the queries; in the symmetric form the queries
   // are the keys.
@@ -138,31 +148,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dk = mutable_data<T>(dk);
   p.dscale = mutable_data<T>(dscale);
   p.dbias = mutable_data<T>(dbias);
-  if (p.dq || p.dk || p.dbias) kernel(p);
+  if (p.dq || p.dk || p.dbias) a.run(kernel, p);
   return {need.queries ? dq : empty({0}, kDtype<T>), dk, dscale, dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(
     Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias, MaybeTensor query_ids,
-    MaybeTensor key_ids, bool columns, int64_t cache_elements, bool mean_keys, int64_t isa) {
-  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
+    MaybeTensor key_ids, bool columns, int64_t cache_elements, bool mean_keys, int64_t float_terms,
+    int64_t isa) {
+  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns, float_terms, isa};
   a.check_all();
   STD_TORCH_CHECK(cache_elements >= 0, "cache_elements must not be negative");
   STD_TORCH_CHECK(!mean_keys || (keys && !columns), "mean_keys need keys and no columns");
-  const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
-  return queries.scalar_type() == ScalarType::Float
-             ? forward<float>(a, cache_elements, mean_keys, kernels.forward_float)
-             : forward<double>(a, cache_elements, mean_keys, kernels.forward_double);
+  using Kernels = SimilarityKernels;
+  return accumulator(queries) == ScalarType::Float
+             ? forward<float>(a, cache_elements, mean_keys, &Kernels::forward_float)
+             : forward<double>(a, cache_elements, mean_keys, &Kernels::forward_double);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     Tensor drows, Tensor dcols, Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias,
     MaybeTensor query_ids, MaybeTensor key_ids, bool columns, Tensor rows, Tensor cols,
     Tensor cache, bool mean_keys, bool need_queries, bool need_keys, bool need_scale,
-    bool need_bias, int64_t isa) {
-  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
+    bool need_bias, int64_t float_terms, int64_t isa) {
+  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns, float_terms, isa};
   a.check_all();
-  const ScalarType dtype = queries.scalar_type();
+  const ScalarType dtype = accumulator(queries);
   check(drows, "drows", dtype);
   check(rows, "rows", dtype);
   check(cache, "cache", dtype);
@@ -172,12 +183,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     check(cols, "cols", dtype);
     STD_TORCH_CHECK(dcols.numel() == a.m() && cols.numel() == a.m(), "dcols and cols must be (M)");
   }
-  const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
+  using Kernels = SimilarityKernels;
   const Gradients need{need_queries, need_keys, need_scale, need_bias};
-  return dtype == ScalarType::Float ? backward<float>(a, drows, dcols, rows, cols, cache, mean_keys,
-                                                      need, kernels.backward_float)
-                                    : backward<double>(a, drows, dcols, rows, cols, cache,
-                                                       mean_keys, need, kernels.backward_double);
+  return dtype == ScalarType::Float
+             ? backward<float>(a, drows, dcols, rows, cols, cache, mean_keys, need,
+                               &Kernels::backward_float)
+             : backward<double>(a, drows, dcols, rows, cols, cache, mean_keys, need,
+                                &Kernels::backward_double);
 }
 
 }  // namespace
@@ -187,13 +199,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
       "similarity_logsumexp_cpu(Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, "
       "Tensor? query_ids, Tensor? key_ids, bool columns, int cache_elements, bool mean_keys, "
-      "int isa) "
+      "int float_terms, int isa) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "similarity_logsumexp_backward_cpu(Tensor drows, Tensor dcols, Tensor queries, Tensor? keys, "
       "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, bool columns, Tensor rows, "
       "Tensor cols, Tensor cache, bool mean_keys, bool need_queries, bool need_keys, "
-      "bool need_scale, bool need_bias, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool need_scale, bool need_bias, int float_terms, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sslfast_native, CPU, m) {
   m.impl("similarity_logsumexp_cpu", TORCH_BOX(&sslfast::similarity_logsumexp_cpu));

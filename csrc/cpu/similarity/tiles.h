@@ -4,7 +4,7 @@
 
 #include <sched.h>
 
-#include "sslfast/tiles.h"
+#include "sslfast/packed.h"
 
 namespace sslfast::SSLFAST_ISA {
 
@@ -25,8 +25,7 @@ template <class T>
 struct Operands {
   int64_t rows, keys, features;
   Blocks row_blocks, key_blocks;
-  const T* q_panels;  // pack_rows
-  const T* k_panels;
+  Packed<T> q, k;
   const T* scale;
   T* row_offset;
   T* key_offset;
@@ -34,18 +33,17 @@ struct Operands {
   const Int<T>* key_ids;
 };
 
+// Where block pair (I, J) lies.
+template <class T>
+Area area_of(const Operands<T>& o, int64_t I, int64_t J) {
+  return {o.row_blocks.first(I), o.row_blocks.width(I, o.rows), o.key_blocks.first(J),
+          o.key_blocks.width(J, o.keys)};
+}
+
 // f(i, j, tile) for every register tile of block pair (I, J); i and j count within the blocks.
 template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J, const F& f) {
-  constexpr int P = kPanel<T>;
-  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
-  const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.key_blocks.width(J, o.keys);
-  for (int64_t j = 0; j < keys; j += P)
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      const T* a = o.q_panels + (i0 + i) / P * P * o.features + (i0 + i) % P;
-      const T* b = o.k_panels + (j0 + j) * o.features;
-      f(i, j, multiply(a, 1, P, b, P, o.features));
-    }
+  for_each_register_tile<kOneChain>(o.q, o.k, area_of(o, I, J), [](int64_t, int64_t) {}, f);
 }
 
 // Logits of one register row, without its offsets.
@@ -136,8 +134,9 @@ void visit_rows(const Pool& pool, int64_t row_blocks, int64_t key_blocks, const 
 // Keys per strip of the rectangular form: about 2 MiB of packed keys, so that a long queue is
 // packed a piece at a time and each piece is read from memory once for all rows.
 template <class T>
-int64_t strip_length(const Blocks& key_blocks, int64_t features) {
-  const int64_t blocks = (int64_t(2) << 20) / (features * key_blocks.size * int64_t(sizeof(T)));
+int64_t strip_length(const Blocks& key_blocks, int64_t features, int terms) {
+  const int64_t bytes = Packed<T>::size(key_blocks.size, features, terms) * int64_t(sizeof(T));
+  const int64_t blocks = (int64_t(2) << 20) / bytes;
   return (blocks < 4 ? 4 : blocks) * key_blocks.size;
 }
 
