@@ -17,7 +17,7 @@ template <class T>
 Terms terms_of(const FrobeniusProblem<T>& p) {
   if (p.a.element != Element::kBf16 && p.a.element != Element::kHalf)
     return {p.float_terms, p.float_terms};
-  return {p.a.element == Element::kBf16 && !p.a_columns ? 1 : 2, 2};
+  return {p.a.element == Element::kBf16 ? 1 : 2, 2};
 }
 
 // d_i = sum_n a_ni b_ni, for so many columns at a time that memory is read in long runs.

@@ -60,6 +60,8 @@ class Packed {
 
   // Numbers of T that `rows` take.
   static int64_t size(int64_t rows, int64_t depth, int) { return round_up(rows, kPanel<T>) * depth; }
+  // Whether a product is taken again sooner than its exponentials are read.
+  static bool repeats_sooner(int) { return false; }
   static int64_t panels(int64_t rows) { return (rows + kPanel<T> - 1) / kPanel<T>; }
 
   Packed() = default;
