@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslfast._core.numerics import WIDER
+from sslfast._core.numerics import WIDER, float_terms
 
 
 def wanted(gradients: Iterable[Tensor | None], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -40,26 +40,30 @@ def _filled(kind: Any, rest: Any) -> Any:
     return kind(*islice(rest, len(kind._fields)))
 
 
-def native(op: str) -> Callable[..., Any]:
+def native(op: str, *, multiplies: bool = False) -> Callable[..., Any]:
     """A CPU launcher that calls ``sslfast_native::<op>``.
 
     Records among its arguments are laid flat, and tensors are made what the kernels take:
-    contiguous, half precision widened.
+    contiguous, half precision widened. Kernels that multiply take half precision as it is, and
+    how float32 operands multiply.
     """
 
     def launch(*arguments: Any, isa: int) -> Any:
         flat: list[Any] = []
-        _lay_flat(arguments, flat)
+        _lay_flat(arguments, flat, widen=not multiplies)
+        if multiplies:
+            flat.append(float_terms())
         return getattr(torch.ops.sslfast_native, op)(*flat, isa)
 
     return launch
 
 
-def _lay_flat(values: Iterable[Any], flat: list[Any]) -> None:
+def _lay_flat(values: Iterable[Any], flat: list[Any], widen: bool) -> None:
     for each in values:
         if isinstance(each, tuple):
-            _lay_flat(each, flat)
+            _lay_flat(each, flat, widen)
         elif isinstance(each, Tensor):
-            flat.append(each.to(WIDER.get(each.dtype, each.dtype)).contiguous())
+            wide = each.to(WIDER.get(each.dtype, each.dtype)) if widen else each
+            flat.append(wide.contiguous())
         else:
             flat.append(each)

@@ -47,6 +47,17 @@ def round_like_tiles(rows: Tensor) -> Tensor:
     return rounded
 
 
+def float_terms() -> int:
+    """Bfloat16 terms of a float32 operand: 3 holds it exactly, 2 sixteen bits of it, 1 eight.
+
+    It follows what `torch` does with its own products on a CPU: ``torch.backends.mkldnn.matmul.
+    fp32_precision``, which `torch.set_float32_matmul_precision` sets too ("high" to 2 terms,
+    "medium" to 1). Without matrix instructions float32 products are of float32, whatever it says.
+    """
+    precision: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return {"bf16": 1, "tf32": 2}.get(precision, 3)
+
+
 def widened(tensor: Tensor) -> Tensor:
     """Contiguous, half precision in float32."""
     return tensor.to(accumulator(tensor.dtype)).contiguous()

@@ -2,6 +2,7 @@
 
 #include <stdint.h>
 
+#include "sslfast/element.h"
 #include "sslfast/pool.h"
 
 namespace sslfast {
@@ -9,8 +10,9 @@ namespace sslfast {
 template <class T>
 struct FrobeniusProblem {
   int64_t rows, features, others;  // N, D, E
-  const T* a;                      // (N, D)
-  const T* b;                      // (N, E); null: b is a
+  Source a;                        // (N, D)
+  Source b;                        // (N, E), of a's dtype; empty: b is a
+  int float_terms = 3;             // bfloat16 terms of a float32, where products are of bfloat16
   // (3, D) and (3, E): mean, what rounding left of it, and scale of the columns, which are taken as
   // ((x - mean) - rest) scale; null: as they are. Gradients are of what is taken.
   const T* a_columns;
@@ -41,11 +43,13 @@ struct FrobeniusBackward : FrobeniusProblem<T> {
   T* db;  // (N, E) or null
 };
 
+// Kernels say whether they ran: those of matrix instructions decline what bfloat16 terms cannot
+// hold, and have none for double.
 struct FrobeniusKernels {
-  void (*forward_float)(const FrobeniusForward<float>&);
-  void (*forward_double)(const FrobeniusForward<double>&);
-  void (*backward_float)(const FrobeniusBackward<float>&);
-  void (*backward_double)(const FrobeniusBackward<double>&);
+  bool (*forward_float)(const FrobeniusForward<float>&);
+  bool (*forward_double)(const FrobeniusForward<double>&);
+  bool (*backward_float)(const FrobeniusBackward<float>&);
+  bool (*backward_double)(const FrobeniusBackward<double>&);
 };
 
 }  // namespace sslfast

@@ -27,11 +27,13 @@ struct Weights {
   }
 };
 
-template <class T, bool kIds, Exponentials kMode>
-void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, T* g) {
-  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
-  const int64_t stride = o.key_blocks.size;
+// f(i, j, weights) for every register tile of G, zero beyond the last row and key.
+template <class T, bool kIds, Exponentials kMode, class F>
+void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, const F& f) {
+  const Area area = area_of(o, I, J);
+  const int64_t i0 = area.row, j0 = area.column;
   for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+    RegisterTile<T> g;
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; ++r) {
       const int64_t row = i0 + i + r;
@@ -46,21 +48,44 @@ void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>&
           y = y * w.row[row] + load(w.key + key) * exp<T>(x + load(w.key_shift + key));
         // Last, since an excluded pair may exceed the sum that it is not part of.
         if constexpr (kIds) y = zero_where<T>(excluded(o, row, key), y);
-        store(g + (i + r) * stride + j + v * kLanes<T>, y);
+        g.acc[r][v] = y;
       }
     }
+    zero_beyond(g, area.rows - i, area.columns - j);
+    f(i, j, g);
   });
 }
 
 // The same from cached exponentials; exclusion is in them already.
-template <class T>
+template <class T, class F>
 void gradient_tile_from_cache(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w,
-                              const T* e, T* g) {
-  const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
-  const int64_t stride = o.key_blocks.size, keys = o.key_blocks.width(J, o.keys);
-  for (int64_t i = 0; i < o.row_blocks.width(I, o.rows); ++i)
-    for (int64_t j = 0; j < keys; j += kLanes<T>)
-      store(g + i * stride + j, load(e + i * stride + j) * (load(w.key + j0 + j) + w.row[i0 + i]));
+                              const T* e, const F& f) {
+  const Area area = area_of(o, I, J);
+  const int64_t stride = o.key_blocks.size;
+  const int64_t rows = WeightTile<T>::whole_rows(area.rows);
+  for (int64_t i = 0; i < rows; i += kTileRows)
+    for (int64_t j = 0; j < area.columns; j += kPanel<T>) {
+      RegisterTile<T> g;
+      SSLFAST_UNROLL
+      for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) {
+        const int64_t at = j + v * kLanes<T>;
+        g.acc[r][v] = load(e + (i + r) * stride + at) *
+                      (load(w.key + area.column + at) + w.row[area.row + i + r]);
+      }
+      zero_beyond(g, area.rows - i, area.columns - j);
+      f(i, j, g);
+    }
+}
+
+// <x_i, y> in double.
+template <class T>
+double exact_dot(const Source& x, int64_t i, int64_t features, const T* y) {
+  double sum = 0;
+  for_each_piece<T>(x, i * features, features, [&](const T* piece, int64_t at, int64_t count) {
+    for (int64_t d = 0; d < count; ++d) sum += double(piece[d]) * y[at + d];
+  });
+  return sum;
 }
 
 // Where only queries and scales learn, from the forward pass's mean m_i of the keys:
@@ -69,14 +94,11 @@ template <class T>
 void gradient_from_means(const SimilarityBackward<T>& p) {
   double* dots = p.workspace.template take<double>(p.rows);
   for_each_row(p.pool, p.rows, [&](int64_t i) {
-    const T *q = p.q + i * p.features, *mean = p.mean_keys + i * p.features;
+    const T* mean = p.mean_keys + i * p.features;
     T* dq = p.dq + i * p.features;
     const T weight = p.drows[i] * p.scale[p.row_scale ? i : 0];
     for (int64_t d = 0; d < p.features; ++d) dq[d] = weight * mean[d];
-    double dot = 0;
-    if (p.dscale)
-      for (int64_t d = 0; d < p.features; ++d) dot += double(q[d]) * mean[d];
-    dots[i] = dot * p.drows[i];
+    dots[i] = p.dscale ? exact_dot(p.q, i, p.features, mean) * p.drows[i] : 0;
   });
   if (!p.dscale) return;
   double total = 0;
@@ -99,41 +121,46 @@ class BackwardPass {
     weights_.row = filled<T>(w, padded_rows, T(0));
     weights_.key = tiling_.symmetric() ? weights_.row : filled<T>(w, padded_keys_, T(0));
     choose_exponentials();
-    // dk is a product with the queries, each times its own scale, or all times the common one at
-    // the end.
-    q_ = {p.q, p.row_scale ? p.scale : nullptr};
-    k_ = {p.k, nullptr};
   }
 
   void run() {
-    const ScratchPool<T> scratch(p_, tiling_.all(), true);
+    const Terms terms = tiling_.terms();
+    const bool symmetric = tiling_.symmetric();
+    // dq += G k; dk += G^T q, each query times its own scale, or all times the common one at the
+    // end. In the symmetric form both are the gradient of the queries.
+    const WeightedRows<T> queries{p_.q, p_.features, p_.row_scale ? p_.scale : nullptr};
+    const WeightedRows<T> keys{symmetric ? p_.q : p_.k, p_.features, nullptr};
+    T* transposed = symmetric ? p_.dq : p_.dk;
+    RowProduct<T> to_queries;
+    if (p_.dq)
+      to_queries = {p_.workspace, p_.pool, keys, tiling_.strip_keys(), terms, p_.dq, p_.rows};
+    ColumnProduct<T> to_keys;
+    if (transposed)
+      to_keys = {p_.workspace, p_.pool, queries, p_.rows, terms, transposed, p_.keys};
+    const ScratchPool<T> scratch(p_, tiling_.all(), Tile::kWeights,
+                                 {bool(to_queries), bool(to_keys)}, terms.weights);
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
       const Operands<T> o = tiling_.strip(first);
-      const auto gradient = [&](int worker, int64_t I, int64_t J) {
-        const Scratch<T> own = scratch.of(worker);
-        if (cache_)
-          gradient_tile_from_cache(o, I, J, weights_.from(first), cache_.tile(I, J, first),
-                                   own.tile);
-        else
-          compute(o, first, I, J, own.tile);
-        return own;
-      };
+      if (to_queries) to_queries.prepare(p_.pool, first, o.keys);
       const auto pair = [&](int worker, int64_t I, int64_t J) {
-        const Scratch<T> g = gradient(worker, I, J);
-        if (p_.dq) add_queries(o, first, I, J, g);
-        if (p_.dk) add_keys(o, first, I, J, g);
-        if (p_.dbias) add_bias(o, first, I, J, g.tile);
+        const Scratch<T> own = scratch.of(worker);
+        Area area = area_of(o, I, J);
+        weigh(o, first, I, J, own);
+        area.column += first;
+        if (p_.dbias)
+          for (int64_t j = 0; j < area.columns; ++j) p_.dbias[area.column + j] += own.key_acc[j];
+        if (to_queries) to_queries.add(own.weights, area);
+        if (to_keys && !(symmetric && I == J)) to_keys.add(own.weights, area);
       };
-      if (tiling_.symmetric())
-        visit_symmetric(p_.pool, p_.workspace, o.row_blocks.count,
-                        [&](int worker, int64_t I, int64_t J) {
-                          add_symmetric(o, I, J, gradient(worker, I, J));
-                        });
+      if (symmetric)
+        visit_symmetric(p_.pool, p_.workspace, o.row_blocks.count, pair);
       else if (p_.dk || p_.dbias)
         visit_two_way(p_.pool, p_.workspace, o.row_blocks.count, o.key_blocks.count, pair);
       else
         visit_rows(p_.pool, o.row_blocks.count, o.key_blocks.count, pair);
     }
+    if (to_queries) to_queries.finish(p_.pool);
+    if (to_keys) to_keys.finish(p_.pool);
     if (p_.dq) finish_queries();
     if (p_.dk && !p_.row_scale) scale_keys();
   }
@@ -187,51 +214,37 @@ class BackwardPass {
       weights_.key_shift[j] = empty(p_.col_lse[j]) ? T(0) : -p_.col_lse[j];
   }
 
-  void compute(const Operands<T>& o, int64_t first, int64_t I, int64_t J, T* g) const {
-    p_.row_ids ? compute_as<true>(o, first, I, J, g) : compute_as<false>(o, first, I, J, g);
+  // The tile of G as weights; where the bias learns, the sums of its columns too.
+  void weigh(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
+             const Scratch<T>& own) const {
+    const bool sums = p_.dbias;
+    weigh_as(o, first, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& g) {
+      own.weights.put(i, j, g);
+      if (!sums) return;
+      SSLFAST_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) {
+        T* acc = own.key_acc + j + v * kLanes<T>;
+        Vec<T> total = i == 0 ? Vec<T>{} : load(acc);
+        SSLFAST_UNROLL
+        for (int r = 0; r < kTileRows; ++r) total += g.acc[r][v];
+        store(acc, total);
+      }
+    });
   }
-  template <bool kIds>
-  void compute_as(const Operands<T>& o, int64_t first, int64_t I, int64_t J, T* g) const {
+  template <class F>
+  void weigh_as(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const F& f) const {
     const Weights<T> w = weights_.from(first);
+    if (cache_) return gradient_tile_from_cache(o, I, J, w, cache_.tile(I, J, first), f);
+    p_.row_ids ? compute<true>(o, I, J, w, f) : compute<false>(o, I, J, w, f);
+  }
+  template <bool kIds, class F>
+  void compute(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, const F& f) const {
     switch (mode_) {
-      case Exponentials::kRows: return gradient_tile<T, kIds, Exponentials::kRows>(o, I, J, w, g);
+      case Exponentials::kRows: return gradient_tile<T, kIds, Exponentials::kRows>(o, I, J, w, f);
       case Exponentials::kShared:
-        return gradient_tile<T, kIds, Exponentials::kShared>(o, I, J, w, g);
-      case Exponentials::kSplit: return gradient_tile<T, kIds, Exponentials::kSplit>(o, I, J, w, g);
+        return gradient_tile<T, kIds, Exponentials::kShared>(o, I, J, w, f);
+      case Exponentials::kSplit: return gradient_tile<T, kIds, Exponentials::kSplit>(o, I, J, w, f);
     }
-  }
-
-  // dq_I += G k_J, without the scale.
-  void add_queries(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
-                   const Scratch<T>& g) const {
-    add_product(g.tile, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
-                o.key_blocks.width(J, o.keys), k_.from(first + o.key_blocks.first(J), o.features),
-                o.features, g.panel, p_.dq + o.row_blocks.first(I) * o.features);
-  }
-
-  // dk_J += G^T q_I, without a common scale.
-  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
-                const Scratch<T>& g) const {
-    add_product(g.tile, 1, o.key_blocks.size, o.key_blocks.width(J, o.keys),
-                o.row_blocks.width(I, o.rows), q_.from(o.row_blocks.first(I), o.features),
-                o.features, g.panel, p_.dk + (first + o.key_blocks.first(J)) * o.features);
-  }
-
-  void add_symmetric(const Operands<T>& o, int64_t I, int64_t J, const Scratch<T>& g) const {
-    const int64_t i0 = o.row_blocks.first(I), j0 = o.row_blocks.first(J);
-    const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.row_blocks.width(J, o.rows);
-    add_product(g.tile, o.key_blocks.size, 1, rows, keys, q_.from(j0, o.features), o.features,
-                g.panel, p_.dq + i0 * o.features);
-    if (I != J)
-      add_product(g.tile, 1, o.key_blocks.size, keys, rows, q_.from(i0, o.features), o.features,
-                  g.panel, p_.dq + j0 * o.features);
-  }
-
-  void add_bias(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const T* g) const {
-    T* to = p_.dbias + first + o.key_blocks.first(J);
-    for (int64_t i = 0; i < o.row_blocks.width(I, o.rows); ++i)
-      for (int64_t j = 0; j < o.key_blocks.width(J, o.keys); ++j)
-        to[j] += g[i * o.key_blocks.size + j];
   }
 
   // dscale_i = q_i . (dq_i / scale_i), taken before the scale is multiplied in; the symmetric form
@@ -239,13 +252,9 @@ class BackwardPass {
   void finish_queries() {
     double* dots = p_.workspace.template take<double>(p_.rows);
     for_each_row(p_.pool, p_.rows, [&](int64_t i) {
-      const T* q = p_.q + i * p_.features;
       T* dq = p_.dq + i * p_.features;
       const T scale = p_.scale[p_.row_scale ? i : 0];
-      double dot = 0;
-      if (p_.dscale)
-        for (int64_t d = 0; d < p_.features; ++d) dot += double(q[d]) * dq[d];
-      dots[i] = dot;
+      dots[i] = p_.dscale ? exact_dot(p_.q, i, p_.features, dq) : 0;
       for (int64_t d = 0; d < p_.features; ++d) dq[d] *= scale;
     });
     if (!p_.dscale) return;
@@ -270,7 +279,6 @@ class BackwardPass {
   Cache<const T> cache_;
   int64_t padded_keys_;
   Weights<T> weights_{};
-  WeightedRows<T> q_{}, k_{};
 };
 
 }  // namespace sslfast::SSLFAST_ISA

@@ -11,10 +11,10 @@ struct Sums {
   double *row, *col;  // col is `row` in the symmetric form, null where columns are not asked for
 };
 
-// One tile with the fixed shift. The exponentials go to `keep` where it is not null.
-template <class T, bool kIds>
+// One tile with the fixed shift. keep(i, j, exponentials) takes each register tile.
+template <class T, bool kIds, class K>
 void sum_tile(const Operands<T>& o, int64_t I, int64_t J, bool columns, const Scratch<T>& scratch,
-              const Sums& sums, T* keep) {
+              const Sums& sums, const K& keep) {
   const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
   const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.key_blocks.width(J, o.keys);
   const int64_t stride = o.key_blocks.size;
@@ -22,6 +22,7 @@ void sum_tile(const Operands<T>& o, int64_t I, int64_t J, bool columns, const Sc
   for (int64_t n = 0; n < stride; ++n) scratch.key_acc[n] = T(0);
 
   for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+    RegisterTile<T> exponentials;
     Vec<T> key_acc[kTileVectors], offset[kTileVectors];
     SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v) {
@@ -39,18 +40,29 @@ void sum_tile(const Operands<T>& o, int64_t I, int64_t J, bool columns, const Sc
         if constexpr (kIds) e = zero_where<T>(excluded(o, row, j0 + j + v * kLanes<T>), e);
         total += e;
         key_acc[v] += e;
-        if (keep) store(keep + (i + r) * stride + j + v * kLanes<T>, e);
+        exponentials.acc[r][v] = e;
       }
       store(row_acc, total);
     }
     SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v) store(scratch.key_acc + j + v * kLanes<T>, key_acc[v]);
+    keep(i, j, exponentials);
   });
 
   for (int64_t i = 0; i < rows; ++i)
     sums.row[i0 + i] += sum<T>(load(scratch.row_acc + i * kLanes<T>));
   if (columns)
     for (int64_t j = 0; j < keys; ++j) sums.col[j0 + j] += scratch.key_acc[j];
+}
+
+// Register tile (i, j) of a row-major tile of numbers.
+template <class T>
+SSLFAST_INLINE void store_tile(T* tile, int64_t stride, int64_t i, int64_t j,
+                               const RegisterTile<T>& numbers) {
+  SSLFAST_UNROLL
+  for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+  for (int v = 0; v < kTileVectors; ++v)
+    store(tile + (i + r) * stride + j + v * kLanes<T>, numbers.acc[r][v]);
 }
 
 // Scalar running (maximum, sum) of one row or key, to which a tile's terms are added.
@@ -74,6 +86,7 @@ void exponent_tile(const Operands<T>& o, int64_t I, int64_t J, T* tile) {
   const int64_t stride = o.key_blocks.size;
   const Vec<T> nothing = broadcast(T(-__builtin_inf()));
   for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+    RegisterTile<T> exponents;
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; ++r) {
       const int64_t row = i0 + i + r;
@@ -82,9 +95,10 @@ void exponent_tile(const Operands<T>& o, int64_t I, int64_t J, T* tile) {
         const int64_t key = j0 + j + v * kLanes<T>;
         Vec<T> x = logits(o, row, s.acc[r][v]) + load(o.key_offset + key) + o.row_offset[row];
         if constexpr (kIds) x = excluded(o, row, key) ? nothing : x;
-        store(tile + (i + r) * stride + j + v * kLanes<T>, x);
+        exponents.acc[r][v] = x;
       }
     }
+    store_tile(tile, stride, i, j, exponents);
   });
 }
 
@@ -120,11 +134,13 @@ void track_keys(const T* tile, int64_t stride, int64_t rows, int64_t keys, const
 // max_i |scale_i| |q_i| max_j |k_j| + max_j bias_j, an upper bound of every exponent (natural).
 template <class T>
 double exponent_bound(const SimilarityProblem<T>& p) {
-  const auto longest = [&](const T* x, int64_t n) {
+  const auto longest = [&](const Source& x, int64_t n) {
     double* squares = p.workspace.template take<double>(n);
     for_each_row(p.pool, n, [&](int64_t i) {
-      const T* row = x + i * p.features;
-      squares[i] = dot(row, row, p.features);
+      squares[i] = 0;
+      for_each_piece<T>(x, i * p.features, p.features, [&](const T* piece, int64_t, int64_t count) {
+        squares[i] += dot(piece, piece, count);
+      });
     });
     double most = 0;
     for (int64_t i = 0; i < n; ++i) most = squares[i] <= most ? most : squares[i];
@@ -147,12 +163,13 @@ class ForwardPass {
     row_sum_ = w.take<double>(p.rows);
     const Operands<T>& all = tiling_.all();
     cache_ = {p.cache, p.cache_elements, all.row_blocks, all.key_blocks, tiling_.symmetric()};
+    if (cache_) cache_.shift() = T(__builtin_nan(""));
+    if (Packed<T>::repeats_sooner(tiling_.terms().rows)) cache_ = {};
     col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
   }
 
   void run() {
     const double bound = exponent_bound(p_);
-    if (cache_) cache_.shift() = T(__builtin_nan(""));
     if (p_.mean_keys.rows) *p_.mean_keys.valid = T(0);
     // Above this reach a row may well have no term within range of the shift: do not try.
     if (bound <= 2.2 * kHead<T>) {
@@ -175,11 +192,12 @@ class ForwardPass {
   }
 
  private:
-  // tile(worker, operands of the strip, first key of the strip, I, J)
-  template <class F>
-  void visit(const F& tile) {
+  // prepare(operands of the strip, first key of the strip), then tile(worker, operands, first, I, J)
+  template <class P, class F>
+  void visit(const P& prepare, const F& tile) {
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
       const Operands<T> o = tiling_.strip(first);
+      prepare(o, first);
       const auto pair = [&](int worker, int64_t I, int64_t J) { tile(worker, o, first, I, J); };
       if (tiling_.symmetric())
         visit_symmetric(p_.pool, p_.workspace, o.row_blocks.count, pair);
@@ -203,24 +221,35 @@ class ForwardPass {
       all.row_offset[i] = i < p_.rows ? -shift : T(-__builtin_inf());
     for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
       all.key_offset[j] = T(-__builtin_inf());
-    const bool means = p_.mean_keys.rows;
-    const ScratchPool<T> scratch(p_, all, means);
-    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
-      T* keep = cache_ ? cache_.tile(I, J, first) : means ? scratch.of(worker).tile : nullptr;
+    const Terms terms = tiling_.terms();
+    // Unnormalised means of the keys, += E k_J: each row block is in one hand.
+    RowProduct<T> means;
+    if (p_.mean_keys.rows)
+      means = {p_.workspace, p_.pool, {p_.k, p_.features, nullptr}, tiling_.strip_keys(),
+               terms,        p_.mean_keys.rows, p_.rows};
+    const ScratchPool<T> scratch(p_, all, means ? Tile::kWeights : Tile::kNone, {true, false},
+                                 terms.weights);
+    const auto prepare = [&](const Operands<T>& o, int64_t first) {
+      if (means) means.prepare(p_.pool, first, o.keys);
+    };
+    visit(prepare, [&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
+      const Scratch<T> own = scratch.of(worker);
       const bool off_diagonal = !tiling_.symmetric() || I != J;
-      sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, scratch.of(worker),
-                        {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
-      if (means) add_keys(o, first, I, J, scratch.of(worker));
+      const auto sum = [&](const auto& keep) {
+        sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, own,
+                          {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
+      };
+      if (!cache_ && !means) return sum([](int64_t, int64_t, const RegisterTile<T>&) {});
+      T* kept = cache_ ? cache_.tile(I, J, first) : nullptr;
+      sum([&](int64_t i, int64_t j, const RegisterTile<T>& e) {
+        kept ? store_tile(kept, o.key_blocks.size, i, j, e) : own.weights.put(i, j, e);
+      });
+      if (kept) return;
+      Area area = area_of(o, I, J);
+      area.column += first;
+      means.add(own.weights, area);
     });
-  }
-
-  // Unnormalised means of rows I += E k_J: each row block is in one hand.
-  void add_keys(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
-                const Scratch<T>& scratch) const {
-    const int64_t key = first + o.key_blocks.first(J);
-    add_product(scratch.tile, o.key_blocks.size, 1, o.row_blocks.width(I, o.rows),
-                o.key_blocks.width(J, o.keys), {p_.k + key * o.features, nullptr}, o.features,
-                scratch.panel, p_.mean_keys.rows + o.row_blocks.first(I) * o.features);
+    if (means) means.finish(p_.pool);
   }
   void divide_means() const {
     for_each_row(p_.pool, p_.rows, [&](int64_t i) {
@@ -249,8 +278,9 @@ class ForwardPass {
       all.row_offset[i] = T(0);
     for (int64_t j = p_.keys; j < all.key_blocks.size * all.key_blocks.count; ++j)
       all.key_offset[j] = T(-__builtin_inf());
-    const ScratchPool<T> scratch(p_, all, true);
-    visit([&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
+    const ScratchPool<T> scratch(p_, all, Tile::kNumbers);
+    const auto nothing = [](const Operands<T>&, int64_t) {};
+    visit(nothing, [&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
       T* tile = scratch.of(worker).tile;
       exponent_tile<T, kIds>(o, I, J, tile);
       const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);

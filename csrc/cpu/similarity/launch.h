@@ -49,12 +49,11 @@ struct Ids {
   }
 };
 
-// The dtype of rows that the kernels take.
+// Checks rows and ids; returns the dtype that the kernels add up in.
 inline ScalarType check_rows(const Tensor& queries, const MaybeTensor& keys,
                              const MaybeTensor& query_ids, const MaybeTensor& key_ids) {
   const ScalarType dtype = queries.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "queries must be float32 or float64");
+  element_of(queries, "queries");
   STD_TORCH_CHECK(queries.dim() == 2, "queries must be (N, D)");
   check(queries, "queries", dtype);
   if (keys) {
@@ -73,17 +72,20 @@ inline ScalarType check_rows(const Tensor& queries, const MaybeTensor& keys,
     check(*key_ids, "key_ids", ScalarType::Long);
     STD_TORCH_CHECK(key_ids->numel() == m, "key_ids must be (M)");
   }
-  return dtype;
+  return accumulator(queries);
 }
 
 template <class T>
 void fill_rows(SimilarityProblem<T>& p, const Tensor& queries, const MaybeTensor& keys,
-               const Ids<typename IdOf<T>::type>& ids, TorchWorkspace& workspace) {
+               const Ids<typename IdOf<T>::type>& ids, int float_terms,
+               TorchWorkspace& workspace) {
+  STD_TORCH_CHECK(float_terms >= 1 && float_terms <= 3, "float_terms must be 1, 2 or 3");
   p.rows = queries.size(0);
   p.keys = keys ? keys->size(0) : p.rows;
   p.features = queries.size(1);
-  p.q = data<T>(queries);
-  p.k = keys ? data<T>(*keys) : nullptr;
+  p.q = source_of(queries, "queries");
+  if (keys) p.k = source_of(*keys, "keys");
+  p.float_terms = float_terms;
   p.row_ids = ids.given ? ids.rows.data() : nullptr;
   p.key_ids = ids.given ? ids.keys.data() : nullptr;
   p.pool = torch_pool();

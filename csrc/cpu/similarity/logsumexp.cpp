@@ -8,6 +8,7 @@
 #include "sslfast/isa.h"
 
 SSLFAST_DECLARE_KERNELS(SimilarityKernels, similarity_kernels)
+SSLFAST_DECLARE_MATRIX_KERNELS(SimilarityKernels, similarity_kernels)
 
 namespace sslfast {
 namespace {
@@ -20,6 +21,7 @@ struct Arguments {
   const MaybeTensor& query_ids;
   const MaybeTensor& key_ids;
   bool columns;
+  int64_t float_terms, isa;
 
   int64_t n() const { return queries.size(0); }
   int64_t m() const { return keys ? keys->size(0) : queries.size(0); }
@@ -39,11 +41,17 @@ struct Arguments {
   template <class T>
   void fill(SimilarityProblem<T>& p, const Ids<typename IdOf<T>::type>& ids,
             TorchWorkspace& workspace) const {
-    fill_rows(p, queries, keys, ids, workspace);
+    fill_rows(p, queries, keys, ids, int(float_terms), workspace);
     p.scale = data<T>(scale);
     p.row_scale = scale.numel() > 1;
     p.bias = bias ? data<T>(*bias) : nullptr;
     p.columns = columns;
+  }
+
+  template <class P>
+  void run(bool (*SimilarityKernels::*kernel)(const P&), const P& p) const {
+    run_kernel(isa, p.q.element, p.float_terms, similarity_kernels_by_matrix(int(isa)),
+               similarity_kernels_for(int(isa)), kernel, p);
   }
 };
 
@@ -79,13 +87,13 @@ struct CacheLayout {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements, Keep keep,
-                                           void (*kernel)(const SimilarityForward<T>&)) {
+std::tuple<Tensor, Tensor, Tensor> forward(
+    const Arguments& a, int64_t cache_elements, Keep keep,
+    bool (*SimilarityKernels::*kernel)(const SimilarityForward<T>&)) {
   Tensor rows = empty({a.n()}, kDtype<T>), cols = empty({a.columns ? a.m() : 0}, kDtype<T>);
   // The means are added up in place.
   Tensor cache = keep == Keep::kMeanKeys ? zeros({cache_elements}, kDtype<T>)
                                          : empty({cache_elements}, kDtype<T>);
-  if (cache_elements) prefer_huge_pages(cache);
   const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
   TorchWorkspace workspace;
   SimilarityForward<T> p;
@@ -98,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_ele
   p.cache = layout.exponentials;
   p.cache_elements = layout.exponential_elements;
   p.mean_keys = {layout.means, layout.means_valid};
-  kernel(p);
+  a.run(kernel, p);
   return {rows, cols, cache};
 }
 
@@ -107,11 +115,10 @@ struct Gradients {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Tensor& drows,
-                                                    const Tensor& dcols, const Tensor& rows,
-                                                    const Tensor& cols, const Tensor& cache,
-                                                    Keep keep, Gradients need,
-                                                    void (*kernel)(const SimilarityBackward<T>&)) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Arguments& a, const Tensor& drows, const Tensor& dcols, const Tensor& rows,
+    const Tensor& cols, const Tensor& cache, Keep keep, Gradients need,
+    bool (*SimilarityKernels::*kernel)(const SimilarityBackward<T>&)) {
   const int64_t d = a.queries.size(1);
   // The gradient of the scale is read off that of the queries; in the symmetric form the queries
   // are the keys.
@@ -142,33 +149,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dk = mutable_data<T>(dk);
   p.dscale = mutable_data<T>(dscale);
   p.dbias = mutable_data<T>(dbias);
-  if (p.dq || p.dk || p.dbias) kernel(p);
+  if (p.dq || p.dk || p.dbias) a.run(kernel, p);
   return {need.queries ? dq : empty({0}, kDtype<T>), dk, dscale, dbias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(
-    Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias, MaybeTensor query_ids,
-    MaybeTensor key_ids, bool columns, int64_t keep, int64_t cache_elements, int64_t isa) {
-  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
+std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(Tensor queries, MaybeTensor keys,
+                                                            Tensor scale, MaybeTensor bias,
+                                                            MaybeTensor query_ids,
+                                                            MaybeTensor key_ids, bool columns,
+                                                            int64_t keep, int64_t cache_elements,
+                                                            int64_t float_terms, int64_t isa) {
+  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns, float_terms, isa};
   a.check_all();
   STD_TORCH_CHECK(cache_elements >= 0, "cache_elements must not be negative");
   const Keep kept = keep_of(keep);
   STD_TORCH_CHECK(kept != Keep::kMeanKeys || (keys && !columns),
                   "the means need keys and no columns");
-  const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
-  return queries.scalar_type() == ScalarType::Float
-             ? forward<float>(a, cache_elements, kept, kernels.forward_float)
-             : forward<double>(a, cache_elements, kept, kernels.forward_double);
+  using Kernels = SimilarityKernels;
+  return accumulator(queries) == ScalarType::Float
+             ? forward<float>(a, cache_elements, kept, &Kernels::forward_float)
+             : forward<double>(a, cache_elements, kept, &Kernels::forward_double);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     Tensor drows, Tensor dcols, Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias,
     MaybeTensor query_ids, MaybeTensor key_ids, bool columns, Tensor rows, Tensor cols,
     Tensor cache, int64_t keep, bool need_queries, bool need_keys, bool need_scale, bool need_bias,
-    int64_t isa) {
-  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns};
+    int64_t float_terms, int64_t isa) {
+  const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns, float_terms, isa};
   a.check_all();
-  const ScalarType dtype = queries.scalar_type();
+  const ScalarType dtype = accumulator(queries);
   check(drows, "drows", dtype);
   check(rows, "rows", dtype);
   check(cache, "cache", dtype);
@@ -178,13 +188,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     check(cols, "cols", dtype);
     STD_TORCH_CHECK(dcols.numel() == a.m() && cols.numel() == a.m(), "dcols and cols must be (M)");
   }
-  const SimilarityKernels& kernels = similarity_kernels_for(int(isa));
-  const Gradients need{need_queries, need_keys, need_scale, need_bias};
+  using Kernels = SimilarityKernels;
   const Keep kept = keep_of(keep);
+  const Gradients need{need_queries, need_keys, need_scale, need_bias};
   return dtype == ScalarType::Float ? backward<float>(a, drows, dcols, rows, cols, cache, kept,
-                                                      need, kernels.backward_float)
+                                                      need, &Kernels::backward_float)
                                     : backward<double>(a, drows, dcols, rows, cols, cache, kept,
-                                                       need, kernels.backward_double);
+                                                       need, &Kernels::backward_double);
 }
 
 }  // namespace
@@ -194,13 +204,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
       "similarity_logsumexp_cpu(Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, "
       "Tensor? query_ids, Tensor? key_ids, bool columns, int keep, int cache_elements, "
-      "int isa) "
+      "int float_terms, int isa) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "similarity_logsumexp_backward_cpu(Tensor drows, Tensor dcols, Tensor queries, Tensor? keys, "
       "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, bool columns, Tensor rows, "
       "Tensor cols, Tensor cache, int keep, bool need_queries, bool need_keys, "
-      "bool need_scale, bool need_bias, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool need_scale, bool need_bias, int float_terms, int isa) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sslfast_native, CPU, m) {
   m.impl("similarity_logsumexp_cpu", TORCH_BOX(&sslfast::similarity_logsumexp_cpu));

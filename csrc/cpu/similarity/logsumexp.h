@@ -41,11 +41,13 @@ struct SimilarityBackward : SimilarityProblem<T> {
   T* dbias;            // (M), zeroed
 };
 
+// Kernels say whether they ran: those of matrix instructions decline what bfloat16 terms cannot
+// hold, and have none for double.
 struct SimilarityKernels {
-  void (*forward_float)(const SimilarityForward<float>&);
-  void (*forward_double)(const SimilarityForward<double>&);
-  void (*backward_float)(const SimilarityBackward<float>&);
-  void (*backward_double)(const SimilarityBackward<double>&);
+  bool (*forward_float)(const SimilarityForward<float>&);
+  bool (*forward_double)(const SimilarityForward<double>&);
+  bool (*backward_float)(const SimilarityBackward<float>&);
+  bool (*backward_double)(const SimilarityBackward<double>&);
 };
 
 }  // namespace sslfast

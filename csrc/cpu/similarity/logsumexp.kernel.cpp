@@ -1,16 +1,18 @@
-// The kernels of similarity_logsumexp for one instruction set (compiled once for each).
+// The kernels of similarity_logsumexp for one set of vector instructions (compiled once for each).
 #include "cpu/similarity/backward.h"
 #include "cpu/similarity/forward.h"
 
 namespace sslfast::SSLFAST_ISA {
 
 template <class T>
-void similarity_forward(const SimilarityForward<T>& p) {
+bool similarity_forward(const SimilarityForward<T>& p) {
   ForwardPass<T>(p).run();
+  return true;
 }
 template <class T>
-void similarity_backward(const SimilarityBackward<T>& p) {
+bool similarity_backward(const SimilarityBackward<T>& p) {
   p.mean_keys ? gradient_from_means(p) : BackwardPass<T>(p).run();
+  return true;
 }
 
 extern const SimilarityKernels similarity_kernels;

@@ -31,10 +31,21 @@ To* padded(const Workspace& w, const From* from, int64_t count, int64_t size, To
   return p;
 }
 
-template <class T>
-int64_t panels_size(int64_t rows, int64_t features) {
-  return round_up(rows, kPanel<T>) * features;
+// bfloat16 terms that hold a number of the caller's, where products are of bfloat16 alone.
+inline int terms_of(Element element, int float_terms) {
+  return element == Element::kBf16 ? 1 : element == Element::kHalf ? 2 : float_terms;
 }
+
+#if defined(SSLFAST_MATRIX)
+// Whether the products of a problem can be taken of its rows' terms.
+inline bool terms_hold(const SimilarityProblem<float>& p) {
+  const auto hold = [&](const Source& x, int64_t rows) {
+    return terms_of(x.element, p.float_terms) == 1 ||
+           terms_hold(p.pool, p.workspace, x, rows, p.features);
+  };
+  return hold(p.q, p.rows) && (!p.k || hold(p.k, p.keys));
+}
+#endif
 
 // One problem's constants and packing buffers. `strip(j)` packs the keys from j on and returns the
 // operands of that strip.
@@ -60,70 +71,96 @@ class Tiling {
       all_.key_ids =
           symmetric() ? all_.row_ids : padded<Int<T>>(w, p.key_ids, p.keys, padded_keys, Int<T>(0));
     }
-    T* panels = w.take<T>(panels_size<T>(p.rows, p.features));
-    pack_rows(p.pool, p.q, p.rows, p.features, panels);
-    all_.q_panels = panels;
-    strip_ = symmetric() ? p.rows : strip_length<T>(all_.key_blocks, p.features);
+    terms_ = terms_of(p.q.element, p.float_terms);
+    strip_ = symmetric() ? p.rows : strip_length<T>(all_.key_blocks, p.features, terms_);
     strip_ = strip_ < p.keys ? strip_ : p.keys;
-    if (!symmetric()) k_panels_ = w.take<T>(panels_size<T>(strip_, p.features));
+    all_.q = packed(p.rows, Side::kLeft);
+    pack(p.q, 0, p.rows, all_.q);
+    if (!symmetric()) {
+      k_ = packed(strip_, Side::kRight);
+    } else if (Packed<T>::kSidesDiffer) {
+      k_ = packed(p.rows, Side::kRight);
+      pack(p.q, 0, p.rows, k_);
+    } else {
+      k_ = all_.q;
+    }
   }
 
-  bool symmetric() const { return p_.k == nullptr; }
+  bool symmetric() const { return !p_.k; }
+  // Of the rows, and of weights that multiply them.
+  Terms terms() const { return {terms_, terms_}; }
   int64_t strip_keys() const { return strip_; }
   Operands<T>& all() { return all_; }
 
   // Operands of keys [first, first + strip_keys): key block J counts from the strip's start.
   Operands<T> strip(int64_t first) const {
     Operands<T> o = all_;
+    o.k = k_;
     if (symmetric()) {
       o.keys = o.rows;
-      o.k_panels = o.q_panels;
       return o;
     }
     o.keys = p_.keys - first < strip_ ? p_.keys - first : strip_;
     o.key_blocks.count = (o.keys + o.key_blocks.size - 1) / o.key_blocks.size;
-    pack_rows(p_.pool, p_.k + first * p_.features, o.keys, p_.features, k_panels_);
-    o.k_panels = k_panels_;
+    pack(p_.k, first, o.keys, k_);
     o.key_offset += first;
     if (o.key_ids) o.key_ids += first;
     return o;
   }
 
  private:
+  Packed<T> packed(int64_t rows, Side side) const {
+    const int64_t size = Packed<T>::size(rows, p_.features, terms_);
+    return {p_.workspace.template take<T>(size), p_.features, side, terms_};
+  }
+  // Rows [first, first + count) of a matrix.
+  void pack(const Source& x, int64_t first, int64_t count, const Packed<T>& to) const {
+    const Operand<T> rows = rows_of<T>(x, count, p_.features, {}, first * p_.features);
+    for_each(p_.pool, Packed<T>::panels(count),
+             [&](int, int64_t panel) { to.pack(rows, panel, 0); });
+  }
+
   const SimilarityProblem<T>& p_;
   Operands<T> all_;
   int64_t strip_;
-  T* k_panels_ = nullptr;
+  int terms_;
+  Packed<T> k_;
 };
 
-// A worker's own memory: a tile (block x block), a panel of rows to multiply it with, and one
-// vector per row and per key.
+// A worker's own memory: one vector per row and one number per key, and a tile of numbers or of
+// weights where it is asked for.
 template <class T>
 struct Scratch {
-  T* tile;
-  T* panel;    // (block, kPanel)
   T* row_acc;  // (block, lanes)
   T* key_acc;  // (block)
+  T* tile;     // (block, block)
+  WeightTile<T> weights;
 };
+enum class Tile { kNone, kNumbers, kWeights };
 template <class T>
 class ScratchPool {
  public:
-  ScratchPool(const SimilarityProblem<T>& p, const Operands<T>& o, bool with_tile)
-      : rows_(o.row_blocks.size),
-        keys_(o.key_blocks.size),
-        tile_(with_tile ? rows_ * keys_ : 0),
-        panel_(with_tile ? (rows_ > keys_ ? rows_ : keys_) * kPanel<T> : 0) {
-    stride_ = round_up(tile_ + panel_ + rows_ * kLanes<T> + keys_, 64);
+  // sides, terms: of the weights.
+  ScratchPool(const SimilarityProblem<T>& p, const Operands<T>& o, Tile tile, Sides sides = {},
+              int terms = 1)
+      : rows_(o.row_blocks.size), keys_(o.key_blocks.size), sides_(sides), terms_(terms) {
+    const int64_t area = tile == Tile::kNone      ? 0
+                         : tile == Tile::kNumbers ? rows_ * keys_
+                                                  : WeightTile<T>::size(rows_, keys_, sides, terms);
+    stride_ = round_up(rows_ * kLanes<T> + keys_ + area, 64);
     memory_ = p.workspace.template take<T>(stride_ * p.pool.workers);
   }
   Scratch<T> of(int worker) const {
     T* at = memory_ + worker * stride_;
-    T* sums = at + tile_ + panel_;
-    return {at, at + tile_, sums, sums + rows_ * kLanes<T>};
+    T* keys = at + rows_ * kLanes<T>;
+    T* tile = keys + keys_;
+    return {at, keys, tile, {tile, rows_, keys_, sides_, terms_}};
   }
 
  private:
-  int64_t rows_, keys_, tile_, panel_, stride_;
+  int64_t rows_, keys_, stride_;
+  Sides sides_;
+  int terms_;
   T* memory_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "sslfast/element.h"
 #include "sslfast/pool.h"
 
 namespace sslfast {
@@ -23,8 +24,9 @@ template <class T>
 struct SimilarityProblem {
   using Id = typename IdOf<T>::type;
   int64_t rows, keys, features;  // N, M, D
-  const T* q;                    // (N, D)
-  const T* k;                    // (M, D); null: the symmetric form, keys are the queries
+  Source q;                      // (N, D)
+  Source k;                      // (M, D); empty: the symmetric form, keys are the queries
+  int float_terms = 3;           // bfloat16 terms of a float32, where products are of bfloat16
   const T* scale = nullptr;      // (1) or (N); null: 1
   bool row_scale = false;
   const T* bias = nullptr;  // (M) or null

@@ -13,9 +13,10 @@ struct TopkProblem : SimilarityProblem<T> {
   int64_t* indices;  // (N, k); -1 there
 };
 
+// As those of similarity_logsumexp, kernels say whether they ran.
 struct TopkKernels {
-  void (*topk_float)(const TopkProblem<float>&);
-  void (*topk_double)(const TopkProblem<double>&);
+  bool (*topk_float)(const TopkProblem<float>&);
+  bool (*topk_double)(const TopkProblem<double>&);
 };
 
 }  // namespace sslfast

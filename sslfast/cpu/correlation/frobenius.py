@@ -17,7 +17,8 @@ from sslfast._core.numerics import FLOATS
 
 DTYPES = FLOATS
 
-_forward, _backward = native("cross_frobenius_cpu"), native("cross_frobenius_backward_cpu")
+_forward = native("cross_frobenius_cpu", multiplies=True)
+_backward = native("cross_frobenius_backward_cpu", multiplies=True)
 
 
 def forward(arguments: Arguments, cache_elements: int, *, isa: int) -> Sums:

@@ -266,8 +266,8 @@ SPEC = register_primitive(
         implementations={
             "triton": lazily("sslfast.triton.similarity.logsumexp", FLOATS[:3]),
             "cpu": Implementation(
-                native("similarity_logsumexp_cpu"),
-                native("similarity_logsumexp_backward_cpu"),
+                native("similarity_logsumexp_cpu", multiplies=True),
+                native("similarity_logsumexp_backward_cpu", multiplies=True),
                 FLOATS,
             ),
             "reference": Implementation(_reference_forward, reference_backward, FLOATS),

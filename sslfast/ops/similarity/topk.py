@@ -208,7 +208,9 @@ SPEC = register_primitive(
         backward_op=_backward,
         implementations={
             "triton": replace(_triton, backward=backward),
-            "cpu": Implementation(native("similarity_topk_cpu"), _cpu_backward, FLOATS),
+            "cpu": Implementation(
+                native("similarity_topk_cpu", multiplies=True), _cpu_backward, FLOATS
+            ),
             "reference": Implementation(_reference_forward, backward, FLOATS),
         },
         samples=cases.SAMPLES,

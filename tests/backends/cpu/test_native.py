@@ -100,15 +100,15 @@ def test_direct_call_with_a_wrong_argument_raises(native):
     z = torch.randn(4, 3)
     one, forward = torch.ones(1), torch.ops.sslfast_native.similarity_logsumexp_cpu
     with pytest.raises(RuntimeError, match="queries must be contiguous"):
-        forward(z.T, None, one, None, None, None, False, 0, 0, 0)
+        forward(z.T, None, one, None, None, None, False, 0, 0, 3, 0)
     with pytest.raises(RuntimeError, match="instruction set"):
-        forward(z, None, one, None, None, None, False, 0, 0, 9)
+        forward(z, None, one, None, None, None, False, 0, 0, 3, 9)
     with pytest.raises(RuntimeError, match="columns need keys"):
-        forward(z, None, one, None, None, None, True, 0, 0, 0)
+        forward(z, None, one, None, None, None, True, 0, 0, 3, 0)
     with pytest.raises(RuntimeError, match="query_ids must be"):
-        forward(z, None, one, None, torch.arange(5), None, False, 0, 0, 0)
+        forward(z, None, one, None, torch.arange(5), None, False, 0, 0, 3, 0)
     with pytest.raises(RuntimeError, match="keep is none of Keep"):
-        forward(z, None, one, None, None, None, False, 4, 0, 0)
+        forward(z, None, one, None, None, None, False, 4, 0, 3, 0)
 
 
 def _tool(*command: str) -> list[str]:

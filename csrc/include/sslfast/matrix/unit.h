@@ -1,0 +1,203 @@
+// A block of 32 x 32 products by matrix instructions: AMX tiles (or their emulation), or vdpbf16ps.
+//
+// An operand comes in steps of 32 in depth and 32 in rows, two tiles of 16 rows, 1 KiB each:
+//   left:   tile[row][k]                    16 rows of 32 bfloat16
+//   right:  tile[k / 2][row][k % 2]         16 pairs in depth of 16 rows
+// The block itself is four tiles of 16 x 16 float32: rows 0-15 and 16-31, of each columns 0-15 and
+// 16-31.
+#pragma once
+
+#if defined(SSLFAST_EMULATE_TILES)
+#include "sslfast/matrix/emulated.h"
+#else
+#include "sslfast/matrix/terms.h"
+#endif
+
+namespace sslfast::SSLFAST_ISA {
+
+constexpr int64_t kBlock = 32;                       // rows, columns and depth of a step
+constexpr int64_t kTileElements = 16 * 32;           // bfloat16
+constexpr int64_t kStepElements = 2 * kTileElements; // bfloat16
+constexpr int64_t kBlockNumbers = kBlock * kBlock;   // float32
+
+// A panel of an operand: steps follow each other, each with all its terms.
+struct Factor {
+  const uint16_t* at;
+  int terms;
+
+  int64_t step() const { return terms * kStepElements; }
+};
+
+// Asks for what comes next ahead of its use: what a unit waits for, it cannot multiply meanwhile.
+SSLFAST_INLINE void prefetch(const void* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64)
+    __builtin_prefetch(static_cast<const char*>(from) + at);
+}
+
+// The pairs of terms that count: all, so that float16 is exact, but of three terms those whose
+// products are above 2^-27 of the largest. One of both changes from each to the next, where
+// possible, so that few are loaded; the largest product comes last.
+struct Pair {
+  int a, b;
+};
+template <int kX, int kY>
+struct Pairs;
+template <>
+struct Pairs<1, 1> {
+  static constexpr Pair kAll[] = {{0, 0}};
+};
+template <>
+struct Pairs<1, 2> {
+  static constexpr Pair kAll[] = {{0, 1}, {0, 0}};
+};
+template <>
+struct Pairs<2, 1> {
+  static constexpr Pair kAll[] = {{1, 0}, {0, 0}};
+};
+template <>
+struct Pairs<2, 2> {
+  static constexpr Pair kAll[] = {{0, 1}, {1, 1}, {1, 0}, {0, 0}};
+};
+template <>
+struct Pairs<3, 3> {
+  static constexpr Pair kAll[] = {{0, 2}, {0, 1}, {1, 1}, {1, 0}, {2, 0}, {0, 0}};
+};
+
+// f(Pairs) of two factors.
+template <class F>
+SSLFAST_INLINE void with_pairs(const Factor& x, const Factor& y, const F& f) {
+  if (x.terms == 1 && y.terms == 1) return f(Pairs<1, 1>());
+  if (x.terms == 1) return f(Pairs<1, 2>());
+  if (y.terms == 1) return f(Pairs<2, 1>());
+  if (x.terms == 2) return f(Pairs<2, 2>());
+  return f(Pairs<3, 3>());
+}
+
+#if defined(__AMX_BF16__) || defined(SSLFAST_EMULATE_TILES)
+
+// Holds the processor's tile registers, which cost a switch of threads dearly while they are held.
+class MatrixUnit {
+ public:
+  MatrixUnit() {
+    struct alignas(64) Configuration {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    };
+    static constexpr Configuration kSquare{};
+    _tile_loadconfig(&kSquare);
+  }
+  ~MatrixUnit() { _tile_release(); }
+  MatrixUnit(const MatrixUnit&) = delete;
+  MatrixUnit& operator=(const MatrixUnit&) = delete;
+
+  // c = x y^T, or += x y^T, over so many steps; `next` is where x goes on after them.
+  template <bool kAdd>
+  SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps, float* c,
+                               const uint16_t* next) const {
+    if constexpr (kAdd) {
+      _tile_loadd(0, c, 64);
+      _tile_loadd(1, c + 256, 64);
+      _tile_loadd(2, c + 512, 64);
+      _tile_loadd(3, c + 768, 64);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    with_pairs(x, y, [=]<class P>(P) {
+      const uint16_t *a = x.at, *b = y.at;
+      for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step()) {
+        prefetch(step + 1 < steps ? a + x.step() : next, x.step() * 2);
+        // Several terms of y do not stay beside those of x; one does.
+        if (sizeof(P::kAll) > sizeof(Pair) && step + 1 < steps) prefetch(b + y.step(), y.step() * 2);
+        add_step<P>(a, b);
+      }
+    });
+    _tile_stored(0, c, 64);
+    _tile_stored(1, c + 256, 64);
+    _tile_stored(2, c + 512, 64);
+    _tile_stored(3, c + 768, 64);
+  }
+
+ private:
+  template <class P>
+  static SSLFAST_INLINE void add_step(const uint16_t* a, const uint16_t* b) {
+    constexpr int kCount = sizeof(P::kAll) / sizeof(Pair);
+    SSLFAST_UNROLL
+    for (int n = 0; n < kCount; ++n) {
+      const uint16_t *of_x = a + P::kAll[n].a * kStepElements, *of_y = b + P::kAll[n].b * kStepElements;
+      const bool same_x = n > 0 && P::kAll[n].a == P::kAll[n - 1].a;
+      const bool same_y = n > 0 && P::kAll[n].b == P::kAll[n - 1].b;
+      if (!same_y) _tile_loadd(6, of_y, 64);
+      if (!same_x) _tile_loadd(4, of_x, 64);
+      if (!same_y) _tile_loadd(7, of_y + kTileElements, 64);
+      if (!same_x) _tile_loadd(5, of_x + kTileElements, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+};
+
+#else
+
+// acc + a_0 b_0 + a_1 b_1 of every word.
+SSLFAST_INLINE Vec<float> add_pairs(Vec<float> acc, Words a, Words b) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+class MatrixUnit {
+ public:
+  template <bool kAdd>
+  SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps, float* c,
+                               const uint16_t*) const {
+    for (int64_t row = 0; row < kBlock; row += kTileRows) {
+      float* corner = c + row / 16 * 512 + row % 16 * 16;
+      Vec<float> acc[kTileRows][2] = {};
+      if constexpr (kAdd) {
+        SSLFAST_UNROLL
+        for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+        for (int v = 0; v < 2; ++v) acc[r][v] = load(corner + v * 256 + r * 16);
+      }
+      with_pairs(x, y, [&]<class P>(P) {
+        const uint16_t *a = x.at + row * 32, *b = y.at;  // the tiles of a step follow each other
+        for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step())
+          for (const Pair& terms : P::kAll)
+            add_step(acc, a + terms.a * kStepElements, b + terms.b * kStepElements);
+      });
+      SSLFAST_UNROLL
+      for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+      for (int v = 0; v < 2; ++v) store(corner + v * 256 + r * 16, acc[r][v]);
+    }
+  }
+
+ private:
+  static SSLFAST_INLINE void add_step(Vec<float> (&acc)[kTileRows][2], const uint16_t* a,
+                                      const uint16_t* b) {
+    for (int pair = 0; pair < 16; ++pair) {
+      const Words b0 = load_words(b + pair * 32);
+      const Words b1 = load_words(b + kTileElements + pair * 32);
+      SSLFAST_UNROLL
+      for (int r = 0; r < kTileRows; ++r) {
+        const Words ar = Words{} + word(a + r * 32 + pair * 2);
+        acc[r][0] = add_pairs(acc[r][0], ar, b0);
+        acc[r][1] = add_pairs(acc[r][1], ar, b1);
+      }
+    }
+  }
+  static SSLFAST_INLINE Words load_words(const uint16_t* p) {
+    return *reinterpret_cast<const UnalignedWords*>(p);
+  }
+  static SSLFAST_INLINE uint32_t word(const uint16_t* p) {
+    uint32_t w;
+    __builtin_memcpy(&w, p, sizeof w);
+    return w;
+  }
+};
+
+#endif
+
+}  // namespace sslfast::SSLFAST_ISA
