@@ -129,25 +129,6 @@ def test_kernels_run_on_the_device_of_their_rows(build: str) -> None:
     assert torch.cuda.current_device() == 0
 
 
-def test_direct_call_with_a_wrong_argument_raises() -> None:
-    need("cuda:prebuilt")
-    x = torch.randn(4, 3, device="cuda")
-    norm = x.norm(dim=1)
-    ops = torch.ops.sslfast_native
-    with pytest.raises(RuntimeError, match="x must be a matrix"):
-        ops.l2_normalize_cuda(norm, 1e-12)
-    with pytest.raises(RuntimeError, match="x must have neighbouring features"):
-        ops.l2_normalize_cuda(x.T, 1e-12)
-    with pytest.raises(RuntimeError, match="x must be float16"):
-        ops.l2_normalize_cuda(x.int(), 1e-12)
-    with pytest.raises(RuntimeError, match="dy must be \\(N, D\\)"):
-        ops.l2_normalize_backward_cuda(x[1:], x, norm, 1e-12)
-    with pytest.raises(RuntimeError, match="dtype of x"):
-        ops.l2_normalize_backward_cuda(x.half(), x, norm, 1e-12)
-    with pytest.raises(RuntimeError, match="norm must be contiguous"):
-        ops.l2_normalize_backward_cuda(x, x, x[:, 0], 1e-12)
-
-
 def test_compiled_kernels_are_kept_for_the_next_process() -> None:
     need("cuda:nvrtc")
     arch = _nvrtc.architecture(*torch.cuda.get_device_capability())

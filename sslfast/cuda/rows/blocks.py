@@ -10,13 +10,12 @@ MOST_FEATURES = 2**31 - 1
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """(..., D) -> (N, D) with neighbouring features; copied only where they are not."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+    """(N, D) with neighbouring features; copied only where they are not."""
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
 
 
 def blocks(rows: Tensor) -> tuple[tuple[int], tuple[int, int]]:
-    """Grid and block: a warp takes a short row, a block a long one; as RowBlocks in launch.h."""
+    """Grid and block: a warp takes a short row, a block a long one."""
     short = rows.shape[1] * rows.element_size() <= WARP_BYTES
     at_a_time = 8 if short else 1
     grid = min(-(-rows.shape[0] // at_a_time), MOST_BLOCKS)

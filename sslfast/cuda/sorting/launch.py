@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sslfast import _library, _nvrtc
 from sslfast._core.sorting.network import RELAXATIONS, SortingRule, num_swaps, swap_table
+from sslfast.cuda._start import Argument, start
 
 LIST_BLOCK = 32  # lists of a block, a thread each
 LONGEST_OF_THREAD = 16
@@ -25,8 +26,6 @@ LONGEST_OF_WARP = 256
 SHARED = 44 << 10  # bytes of shared memory of a block, beside what kernels declare
 MOST_BLOCKS = 65536
 MOST_SCRATCH = 64 << 20  # bytes of scratch memory of all blocks
-
-Argument = Tensor | int | float
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,8 @@ def run_threads(
         return
     name = _name(f"{source}_{kernel}", rule, length)
     grid, block = (-(-lists // LIST_BLOCK),), (LIST_BLOCK,)
-    if _library.runs_prebuilt(build) and _library.cuda_kernel(name) is not None:
-        _library.launch(name, grid, block, arguments)
-    else:
-        given = defines(rule.relaxation, length, rule.network)
-        _nvrtc.launch(source, name, grid, block, arguments, defines=given)
+    given = defines(rule.relaxation, length, rule.network)
+    start(source, name, grid, block, arguments, build, defines=given)
 
 
 def run_teams(
@@ -147,11 +143,16 @@ def run_teams(
     )
     dtype = str(values.dtype).removeprefix("torch.")
     name = f"{source}_{kernel}_kernel_{rule.relaxation}_{dtype}"
-    start = ((shape.grid,), shape.block, arguments)
-    if _library.runs_prebuilt(build):
-        _library.launch(name, *start, shared=shape.shared)
-    else:
-        _nvrtc.launch(source, name, *start, shared=shape.shared, defines=defines(rule.relaxation))
+    start(
+        source,
+        name,
+        (shape.grid,),
+        shape.block,
+        arguments,
+        build,
+        shared=shape.shared,
+        defines=defines(rule.relaxation),
+    )
 
 
 def packed(bounds: Sequence[int]) -> int:

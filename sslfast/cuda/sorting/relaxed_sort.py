@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sslfast._core.numerics import FLOATS, widened
 from sslfast._core.sorting.network import SortingRule
-from sslfast.cuda.sorting.launch import SPECIALISATIONS, Argument, by_thread, run_teams, run_threads
+from sslfast.cuda._start import Argument
+from sslfast.cuda.sorting.launch import SPECIALISATIONS, by_thread, run_teams, run_threads
 
 __all__ = ["DTYPES", "SPECIALISATIONS", "backward", "forward"]
 

@@ -286,7 +286,7 @@ def test_who_takes_a_list(
 ) -> None:
     name = "sorting_group_mass_fwd_kernel_odd_even_11_cauchy_float32"
     compiled(prebuilt, name, nvrtc, monkeypatch)
-    rule = launcher.Rule("odd_even", "cauchy", 1.0, 0.25)
+    rule = launcher.SortingRule("odd_even", "cauchy", 1.0, 0.25)
     values = torch.empty(3, length)
     assert launcher.by_thread("sorting_group_mass", values, rule, build) is thread
     assert not launcher.by_thread("sorting_group_mass", values.double(), rule, build)
