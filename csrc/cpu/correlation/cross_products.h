@@ -76,7 +76,7 @@ class Products {
     const int64_t most = p.others > p.features ? p.others : p.features;
     const int most_terms = terms_.rows > terms_.weights ? terms_.rows : terms_.weights;
     packing_ = p.workspace.template take<T>(
-        2 * Product<T>::packing_size(p.rows > most ? p.rows : most, kPackedDepth, most_terms));
+        2 * Product<T>::packing_size(p.rows > most ? p.rows : most, most_terms));
     const auto blocks = [](int64_t n) { return (n + kBlockGranule - 1) / kBlockGranule; };
     sums_ = p.workspace.template take<double>(blocks(strip_) * blocks(width_));
   }

@@ -43,7 +43,7 @@ Area area_of(const Operands<T>& o, int64_t I, int64_t J) {
 // f(i, j, tile) for every register tile of block pair (I, J); i and j count within the blocks.
 template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J, const F& f) {
-  for_each_register_tile<kOneChain>(o.q, o.k, area_of(o, I, J), [](int64_t, int64_t) {}, f);
+  for_each_register_tile(o.q, o.k, area_of(o, I, J), f);
 }
 
 // Logits of one register row, without its offsets.

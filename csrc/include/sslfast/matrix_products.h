@@ -98,6 +98,8 @@ class Packed {
   }
   // Whether a product is taken again sooner than its exponentials are read.
   static bool repeats_sooner(int terms) { return terms == 1; }
+  // Depth that is packed at a time where a product is deep: 1 to 1.5 KiB of each row.
+  static int64_t chunk(int terms) { return terms == 1 ? 512 : terms == 2 ? 384 : 256; }
   static int64_t panels(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 
   Packed() = default;
@@ -110,6 +112,7 @@ class Packed {
 
   int64_t depth() const { return depth_; }
   int64_t steps() const { return steps_; }
+  int terms() const { return terms_; }
   // A panel of the operand, from depth k on.
   void pack(const Operand<T>& x, int64_t panel, int64_t k) const {
     pack_steps(x, nullptr, panel, k, depth_, 0, steps_);
@@ -167,21 +170,44 @@ SSLFAST_INLINE RegisterTile<float> register_tile(const float* c, int64_t row) {
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T, and for those that fill its last
-// blocks; i and j count from its corner, which lies at a block's. ahead(i, j) says which one comes
-// next.
-template <int64_t kChain, class T, class A, class F>
+// blocks; i and j count from its corner, which lies at a block's.
+template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const A& ahead, const F& f) {
+                                           const F& f) {
+  const MatrixUnit unit;
+  alignas(64) float c[kBlockNumbers];
+  for (int64_t j = 0; j < area.columns; j += kBlock) {
+    const Factor right = y.factor((area.column + j) / kBlock);
+    for (int64_t i = 0; i < area.rows; i += kBlock) {
+      unit.template multiply<false>(x.factor((area.row + i) / kBlock), right, x.steps(),
+                                    BlockAt::packed(c));
+      for (int64_t r = 0; r < kBlock; r += kTileRows) f(i + r, j, register_tile(c, r));
+    }
+  }
+}
+
+// out = x y^T, or += x y^T, over an area whose corner is `out`.
+template <bool kAdd, class T>
+void multiply_area(const Packed<T>& x, const Packed<T>& y, const Area& area, T* out,
+                   int64_t stride) {
   const MatrixUnit unit;
   alignas(64) float c[kBlockNumbers];
   for (int64_t j = 0; j < area.columns; j += kBlock) {
     const Factor right = y.factor((area.column + j) / kBlock);
     for (int64_t i = 0; i < area.rows; i += kBlock) {
       if (area.upper && i > j) break;
-      for (int64_t r = 0; r < kBlock; r += kTileRows) ahead(i + r, j);
-      const int64_t I = (area.row + i) / kBlock;
-      unit.template multiply<false>(x.factor(I), right, x.steps(), c, x.factor(I + 1).at);
-      for (int64_t r = 0; r < kBlock; r += kTileRows) f(i + r, j, register_tile(c, r));
+      const Factor left = x.factor((area.row + i) / kBlock);
+      const int64_t rows = area.rows - i, columns = area.columns - j;
+      float* corner = out + i * stride + j;
+      if (rows >= kBlock && columns >= kBlock) {
+        if (kAdd && rows >= 2 * kBlock)
+          prefetch(BlockAt::in_matrix(corner + kBlock * stride, stride));
+        unit.template multiply<kAdd>(left, right, x.steps(), BlockAt::in_matrix(corner, stride));
+        continue;
+      }
+      unit.template multiply<false>(left, right, x.steps(), BlockAt::packed(c));
+      for (int64_t r = 0; r < rows && r < kBlock; r += kTileRows)
+        write_tile<kAdd>(register_tile(c, r), corner + r * stride, stride, rows - r, columns);
     }
   }
 }
@@ -262,7 +288,7 @@ class BlockSums {
   float* block(int64_t I, int64_t J) const { return memory_ + (I * columns_ + J) * kBlockNumbers; }
   int64_t columns() const { return columns_; }
   void prefetch(int64_t I, int64_t J) const {
-    SSLFAST_ISA::prefetch(block(I, J), kBlockNumbers * sizeof(float));
+    SSLFAST_ISA::prefetch(BlockAt::packed(block(I, J)));
   }
 
  private:
@@ -299,7 +325,7 @@ class RowProduct {
         const bool more = I + 1 < count;
         sums_.prefetch(first + (more ? I + 1 : 0), d + (more ? 0 : 1));
         unit.template multiply<true>(w.left(I), packed_.factor(d, step), steps,
-                                     sums_.block(first + I, d), w.left(more ? I + 1 : 0).at);
+                                     BlockAt::packed(sums_.block(first + I, d)));
       }
   }
   void finish(const Pool& pool) const {
@@ -345,8 +371,7 @@ class ColumnProduct {
         const bool more = d + 1 < sums_.columns();
         sums_.prefetch(first + J + (more ? 0 : 1), more ? d + 1 : 0);
         unit.template multiply<true>(packed_.factor(d, step), w.right(J), steps,
-                                     sums_.block(first + J, d),
-                                     packed_.factor(more ? d + 1 : 0, step).at);
+                                     BlockAt::packed(sums_.block(first + J, d)));
       }
   }
   void finish(const Pool& pool) const {

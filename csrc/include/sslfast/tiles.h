@@ -147,8 +147,6 @@ struct WeightedRows {
   const T* weight;  // (count) or null
 };
 
-constexpr int64_t kOneChain = 0;  // all of a depth in one chain of multiply-adds
-
 template <class T>
 struct RegisterTile {
   Vec<T> acc[kTileRows][kTileVectors];  // (kTileRows, kPanel)

@@ -4,7 +4,7 @@
 //   left:   tile[row][k]                    16 rows of 32 bfloat16
 //   right:  tile[k / 2][row][k % 2]         16 pairs in depth of 16 rows
 // The block itself is four tiles of 16 x 16 float32: rows 0-15 and 16-31, of each columns 0-15 and
-// 16-31.
+// 16-31; they follow each other, or lie in a matrix.
 #pragma once
 
 #if defined(SSLFAST_EMULATE_TILES)
@@ -28,10 +28,26 @@ struct Factor {
   int64_t step() const { return terms * kStepElements; }
 };
 
-// Asks for what comes next ahead of its use: what a unit waits for, it cannot multiply meanwhile.
-SSLFAST_INLINE void prefetch(const void* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64)
-    __builtin_prefetch(static_cast<const char*>(from) + at);
+// Where a block of sums lies.
+struct BlockAt {
+  float* at;
+  int64_t row_bytes, right, below;  // from a tile to its neighbours, in numbers
+
+  static BlockAt packed(float* at) { return {at, 64, 256, 512}; }
+  static BlockAt in_matrix(float* at, int64_t stride) {
+    return {at, stride * int64_t(sizeof(float)), 16, 16 * stride};
+  }
+  float* tile(int n) const { return at + n / 2 * below + n % 2 * right; }
+  float* row(int64_t r, int v) const {
+    return tile(int(r / 16) * 2 + v) + r % 16 * (row_bytes / int64_t(sizeof(float)));
+  }
+};
+
+// Asks for a block ahead of its use: what a unit waits for, it cannot multiply meanwhile. (Operands
+// come from caches near by; asking for them too takes more than it gives.)
+SSLFAST_INLINE void prefetch(const BlockAt& c) {
+  for (int64_t row = 0; row < kBlock; ++row)
+    for (int v = 0; v < 2; ++v) __builtin_prefetch(c.row(row, v), 1);
 }
 
 // The pairs of terms that count: all, so that float16 is exact, but of three terms those whose
@@ -91,15 +107,15 @@ class MatrixUnit {
   MatrixUnit(const MatrixUnit&) = delete;
   MatrixUnit& operator=(const MatrixUnit&) = delete;
 
-  // c = x y^T, or += x y^T, over so many steps; `next` is where x goes on after them.
+  // c = x y^T, or += x y^T, over so many steps.
   template <bool kAdd>
-  SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps, float* c,
-                               const uint16_t* next) const {
+  SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps,
+                               const BlockAt& c) const {
     if constexpr (kAdd) {
-      _tile_loadd(0, c, 64);
-      _tile_loadd(1, c + 256, 64);
-      _tile_loadd(2, c + 512, 64);
-      _tile_loadd(3, c + 768, 64);
+      _tile_loadd(0, c.tile(0), c.row_bytes);
+      _tile_loadd(1, c.tile(1), c.row_bytes);
+      _tile_loadd(2, c.tile(2), c.row_bytes);
+      _tile_loadd(3, c.tile(3), c.row_bytes);
     } else {
       _tile_zero(0);
       _tile_zero(1);
@@ -108,17 +124,13 @@ class MatrixUnit {
     }
     with_pairs(x, y, [=]<class P>(P) {
       const uint16_t *a = x.at, *b = y.at;
-      for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step()) {
-        prefetch(step + 1 < steps ? a + x.step() : next, x.step() * 2);
-        // Several terms of y do not stay beside those of x; one does.
-        if (sizeof(P::kAll) > sizeof(Pair) && step + 1 < steps) prefetch(b + y.step(), y.step() * 2);
+      for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step())
         add_step<P>(a, b);
-      }
     });
-    _tile_stored(0, c, 64);
-    _tile_stored(1, c + 256, 64);
-    _tile_stored(2, c + 512, 64);
-    _tile_stored(3, c + 768, 64);
+    _tile_stored(0, c.tile(0), c.row_bytes);
+    _tile_stored(1, c.tile(1), c.row_bytes);
+    _tile_stored(2, c.tile(2), c.row_bytes);
+    _tile_stored(3, c.tile(3), c.row_bytes);
   }
 
  private:
@@ -152,15 +164,14 @@ SSLFAST_INLINE Vec<float> add_pairs(Vec<float> acc, Words a, Words b) {
 class MatrixUnit {
  public:
   template <bool kAdd>
-  SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps, float* c,
-                               const uint16_t*) const {
+  SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps,
+                               const BlockAt& c) const {
     for (int64_t row = 0; row < kBlock; row += kTileRows) {
-      float* corner = c + row / 16 * 512 + row % 16 * 16;
       Vec<float> acc[kTileRows][2] = {};
       if constexpr (kAdd) {
         SSLFAST_UNROLL
         for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-        for (int v = 0; v < 2; ++v) acc[r][v] = load(corner + v * 256 + r * 16);
+        for (int v = 0; v < 2; ++v) acc[r][v] = load(c.row(row + r, v));
       }
       with_pairs(x, y, [&]<class P>(P) {
         const uint16_t *a = x.at + row * 32, *b = y.at;  // the tiles of a step follow each other
@@ -170,7 +181,7 @@ class MatrixUnit {
       });
       SSLFAST_UNROLL
       for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-      for (int v = 0; v < 2; ++v) store(corner + v * 256 + r * 16, acc[r][v]);
+      for (int v = 0; v < 2; ++v) store(c.row(row + r, v), acc[r][v]);
     }
   }
 
