@@ -84,9 +84,9 @@ class Turns {
   int64_t* done_;
 };
 
-// Neighbouring blocks that one task takes together: a pair of groups reads each block from the outer
-// cache once and uses it as often as the other has blocks. As with the size of a block, only where there are so many
-// that threads find work.
+// Neighbouring blocks that one task takes together: a pair of groups reads each block from the
+// outer cache once and uses it as often as the other has blocks. As with the size of a block, only
+// where there are so many that threads find work.
 struct Groups {
   int64_t blocks, size, count;
 
@@ -157,8 +157,8 @@ void visit_rows(const Pool& pool, int64_t row_blocks, int64_t key_blocks, const 
 template <class T>
 int64_t strip_length(const Blocks& key_blocks, int64_t features, int terms) {
   const int64_t bytes = Packed<T>::size(key_blocks.size, features, terms) * int64_t(sizeof(T));
-  const int64_t blocks = (int64_t(2) << 20) / bytes;
-  return (blocks < 4 ? 4 : blocks) * key_blocks.size;
+  const int64_t blocks = kStripBytes / bytes;
+  return (blocks < kLeastStripBlocks ? kLeastStripBlocks : blocks) * key_blocks.size;
 }
 
 }  // namespace sslfast::SSLFAST_ISA

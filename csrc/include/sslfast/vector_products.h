@@ -64,7 +64,7 @@ class Packed {
   static bool repeats_sooner(int) { return false; }
   // Depth that is packed at a time where a product is deep: so that the output, whose rows may share
   // a few sets of the cache, is seldom touched.
-  static int64_t chunk(int) { return 384; }
+  static int64_t chunk(int) { return kPackedDepth; }
   static int64_t panels(int64_t rows) { return (rows + kPanel<T> - 1) / kPanel<T>; }
 
   Packed() = default;

@@ -18,7 +18,7 @@ from sslfast._core.similarity.logsumexp import Arguments
 CACHE_BYTES, CACHE_OPERANDS, GPU_CACHE_BYTES = 16 << 20, 5, 2 << 30
 # Below, computing a similarity again costs no more than reading it.
 CACHE_MIN_FEATURES, GPU_CACHE_MIN_FEATURES = 64, 256
-CACHE_HEADER, LARGEST_BLOCK = 16, 192  # as in csrc/cpu
+CACHE_HEADER, LARGEST_BLOCK = 16, 192  # as the kernels
 GPU_CHUNK_BYTES = 256 << 20  # of G at a time, where the library multiplies
 
 

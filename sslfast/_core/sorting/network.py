@@ -95,7 +95,7 @@ def swap_table(network: str, length: int, device: torch.device) -> tuple[Tensor,
     return table, torch.tensor(begins, dtype=torch.int32, device=device)
 
 
-# In the order of `enum class Relaxation` in csrc/include/sslfast/sorting/relaxations.h.
+# In the order of `enum class Relaxation` of the kernels.
 RELAXATIONS = ("cauchy", "reciprocal", "optimal", "logistic", "logistic_phi", "gaussian")
 # Tails that fall faster than 1/d: masses come close to 0, where 1 - mass would keep no digit.
 SATURATING = ("logistic", "logistic_phi", "gaussian")

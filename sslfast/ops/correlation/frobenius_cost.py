@@ -18,8 +18,8 @@ from sslfast._core.correlation.frobenius import (
 from sslfast._core.numerics import accumulator
 from sslfast.ops.correlation.frobenius_keep import _products, choose_route, product_elements
 
-PACKED_DEPTH = 384  # as in csrc/cpu: rows of the contraction that are packed at a time
-PANEL = 32  # as in csrc/cpu: most rows of a panel
+PACKED_DEPTH = 384  # as the kernels: rows of the contraction that are packed at a time
+PANEL = 32  # as the kernels: most rows of a panel
 SCRATCH_BYTES = 4 << 20  # tiles of all threads, diagonal, partial sums
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sslfast._backends import on_gpu
 from sslfast._core.numerics import accumulator
 
-STRIP_BYTES = 2 << 20  # packed keys at a time, as in csrc/cpu/similarity/tiles.h; at least 4 blocks
+STRIP_BYTES = 2 << 20  # packed keys at a time, as the kernels; at least 4 blocks
 LARGEST_STRIP_ROWS = 4 * 192
 SCRATCH_BYTES = 1 << 20
 MOST_PARTS = 8  # of the keys, where there are more threads than blocks of queries
