@@ -166,26 +166,30 @@ class MatrixUnit {
   template <bool kAdd>
   SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps,
                                const BlockAt& c) const {
-    for (int64_t row = 0; row < kBlock; row += kTileRows) {
-      Vec<float> acc[kTileRows][2] = {};
-      if constexpr (kAdd) {
-        SSLFAST_UNROLL
-        for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-        for (int v = 0; v < 2; ++v) acc[r][v] = load(c.row(row + r, v));
-      }
+    for (int64_t row = 0; row < kBlock; row += kTileRows)
       with_pairs(x, y, [&]<class P>(P) {
         const uint16_t *a = x.at + row * 32, *b = y.at;  // the tiles of a step follow each other
-        for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step())
-          for (const Pair& terms : P::kAll)
-            add_step(acc, a + terms.a * kStepElements, b + terms.b * kStepElements);
+        for (int64_t first = 0; first < steps; first += kChainSteps) {
+          Vec<float> acc[kTileRows][2] = {};
+          for (int64_t step = first; step < steps && step < first + kChainSteps; ++step) {
+            for (const Pair& terms : P::kAll)
+              add_step(acc, a + terms.a * kStepElements, b + terms.b * kStepElements);
+            a += x.step();
+            b += y.step();
+          }
+          SSLFAST_UNROLL
+          for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+          for (int v = 0; v < 2; ++v) {
+            float* to = c.row(row + r, v);
+            store(to, kAdd || first > 0 ? load(to) + acc[r][v] : acc[r][v]);
+          }
+        }
       });
-      SSLFAST_UNROLL
-      for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-      for (int v = 0; v < 2; ++v) store(c.row(row + r, v), acc[r][v]);
-    }
   }
 
  private:
+  static constexpr int64_t kChainSteps = 4;  // in depth; rounding grows with the length of a chain
+
   static SSLFAST_INLINE void add_step(Vec<float> (&acc)[kTileRows][2], const uint16_t* a,
                                       const uint16_t* b) {
     for (int pair = 0; pair < 16; ++pair) {
