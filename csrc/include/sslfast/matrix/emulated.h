@@ -58,6 +58,7 @@ inline void emulated_multiply(int c, int x, int y) {
 #define _tile_release() emulated_release()
 #define _tile_zero(tile) emulated_zero(tile)
 #define _tile_loadd(tile, from, stride) emulated_load(tile, from, stride)
+#define _tile_stream_loadd(tile, from, stride) emulated_load(tile, from, stride)
 #define _tile_stored(tile, to, stride) emulated_store(tile, to, stride)
 #define _tile_dpbf16ps(c, x, y) emulated_multiply(c, x, y)
 
