@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sslfast._registry import LOSSES
+from sslfast._registry import LOSSES, Tolerance
 from sslfast.bench.contestants import EAGER, Contestant
 from sslfast.bench.place import Place
 from sslfast.bench.suite import Case, Inputs
@@ -49,7 +49,7 @@ class Standard:
         loss = LOSSES.get(workload.subject)
         drawn = ((name, getattr(value, "data", value)) for name, value in self._inputs.items())
         arguments = {**workload.options, **dict(drawn)}
-        self._tolerance = None if loss is None else loss.tolerance(arguments)
+        self.tolerance = Tolerance() if loss is None else loss.tolerance(arguments)
         wide = cast(self._inputs, torch.float64, place.device)
         self._oracle = _results(self._case, exact, place, wide)
         del wide
@@ -68,7 +68,7 @@ class Standard:
                 actual[name],
                 self._eager[name],
                 oracle,
-                tolerance=self._tolerance,
+                tolerance=self.tolerance,
                 rounding=self._place.rounding,
             )
             for name, oracle in self._oracle.items()

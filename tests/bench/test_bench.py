@@ -39,6 +39,7 @@ from sslfast.testing import cast, evaluate
 
 SIZES = {"N": 11, "D": 5, "K": 9, "C": 3, "V": 2}
 OTHER_SIZE = 7  # of a letter that a family has for itself
+FLOORS = 10  # of the error rule, that a tiny case may be from its oracle
 OWN = f"sslfast {default_backend()}"
 FAMILY_WORKLOADS = [w for module in suite.family_modules() for w in module.workloads()]
 ON_CPU = [workload.name for workload in FAMILY_WORKLOADS if workload.shapes]
@@ -161,9 +162,11 @@ def test_own_backend_agrees_with_the_oracle(name: str) -> None:
     case = tiny_case(name)
     workload = case.workload
     contestant = Contestant(OWN, workload.fused, default_backend())
-    verdict = correctness.Standard(case).judge(contestant)
+    standard = correctness.Standard(case)
+    verdict = standard.judge(contestant)
     assert verdict.failure == ""
-    assert 0 <= verdict.error < 1e-5
+    floor = standard.tolerance.floor * torch.finfo(torch.float32).eps  # above 8 at low temperatures
+    assert 0 <= verdict.error < FLOORS * floor
     assert correctness.repeatability(case, contestant) == "yes"
 
 

@@ -41,9 +41,15 @@ Area area_of(const Operands<T>& o, int64_t I, int64_t J) {
 }
 
 // f(i, j, tile) for every register tile of block pair (I, J); i and j count within the blocks.
+// ahead(i, j): see packed.h.
+template <class T, class A, class F>
+SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J,
+                                           const A& ahead, const F& f) {
+  for_each_register_tile(o.q, o.k, area_of(o, I, J), ahead, f);
+}
 template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J, const F& f) {
-  for_each_register_tile(o.q, o.k, area_of(o, I, J), f);
+  for_each_register_tile(o, I, J, [](int64_t, int64_t) {}, f);
 }
 
 // Logits of one register row, without its offsets.
@@ -90,7 +96,7 @@ class Turns {
 struct Groups {
   int64_t blocks, size, count;
 
-  explicit Groups(int64_t n) : blocks(n), size(n >= 32 ? 4 : 1), count((n + size - 1) / size) {}
+  explicit Groups(int64_t n) : blocks(n), size(n >= 32 ? 3 : 1), count((n + size - 1) / size) {}
   int64_t first(int64_t group) const { return group * size; }
   int64_t last(int64_t group) const {
     return (group + 1) * size < blocks ? (group + 1) * size : blocks;

@@ -71,7 +71,7 @@ SSLFAST_INLINE void write_tile_of(const TileNumbers& from, bool transposed, Side
   for (int n = 0; n < TileNumbers::kVectors; ++n) left[n] = from.vector(n);
   for (int t = 0; t < terms; ++t, to += kStepElements) {
     Words term[TileNumbers::kVectors], words[16];
-    take_term<false>(left, term);
+    take_term(left, term, t + 1 == terms);
     for (int n = 0; n < 16; ++n)
       words[n] = transposed ? pairs(term[2 * n], term[2 * n + 1])
                             : neighbours(term[2 * n], term[2 * n + 1]);
@@ -170,15 +170,17 @@ SSLFAST_INLINE RegisterTile<float> register_tile(const float* c, int64_t row) {
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T, and for those that fill its last
-// blocks; i and j count from its corner, which lies at a block's.
-template <class T, class F>
+// blocks; i and j count from its corner, which lies at a block's. ahead(i, j) is told which block
+// comes next: what f writes to then can arrive during the product.
+template <class T, class A, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const F& f) {
+                                           const A& ahead, const F& f) {
   const MatrixUnit unit;
   alignas(64) float c[kBlockNumbers];
   for (int64_t j = 0; j < area.columns; j += kBlock) {
     const Factor right = y.factor((area.column + j) / kBlock);
     for (int64_t i = 0; i < area.rows; i += kBlock) {
+      ahead(i, j);
       unit.template multiply<false>(x.factor((area.row + i) / kBlock), right, x.steps(),
                                     BlockAt::packed(c));
       for (int64_t r = 0; r < kBlock; r += kTileRows) f(i + r, j, register_tile(c, r));
@@ -228,15 +230,21 @@ class WeightTile {
 
   // Rows that are put, of so many that count.
   static int64_t whole_rows(int64_t rows) { return round_up(rows, kBlock); }
+  // Asks for where a block's register tiles go: stores that wait for it hold up the next loads.
+  SSLFAST_INLINE void prefetch(int64_t i, int64_t j) const {
+    const int64_t I = i / kBlock, J = j / kBlock, numbers = terms_ * kStepElements;
+    for (int64_t at = 0; at < numbers; at += 32) {
+      if (sides_.rows) __builtin_prefetch(left_ + (I * column_steps_ + J) * numbers + at, 1);
+      if (sides_.columns) __builtin_prefetch(right_ + (J * row_steps_ + I) * numbers + at, 1);
+    }
+  }
   // Register tile (i, j).
   SSLFAST_INLINE void put(int64_t i, int64_t j, const RegisterTile<T>& w) const {
     const int64_t I = i / kBlock, J = j / kBlock, row = i % kBlock;
     uint16_t* left = left_ + (I * column_steps_ + J) * terms_ * kStepElements + row * 32;
     uint16_t* right = right_ + (J * row_steps_ + I) * terms_ * kStepElements + row / 2 * 32;
-    RegisterTile<T> rest = w;
-    for (int t = 1; t < terms_; ++t, left += kStepElements, right += kStepElements)
-      put_term<false>(rest, left, right);
-    put_term<true>(rest, left, right);
+    if (terms_ == 1) return put_terms<1>(w, left, right);
+    terms_ == 2 ? put_terms<2>(w, left, right) : put_terms<3>(w, left, right);
   }
 
   // Rows of panel I, and columns of panel J.
@@ -248,21 +256,24 @@ class WeightTile {
   }
 
  private:
-  // The next term of a register tile; what it leaves, unless it is the last.
-  template <bool kLast>
-  SSLFAST_INLINE void put_term(RegisterTile<T>& rest, uint16_t* left, uint16_t* right) const {
+  template <int kTerms>
+  SSLFAST_INLINE void put_terms(const RegisterTile<T>& w, uint16_t* left, uint16_t* right) const {
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; r += 2) {
-      Words first[kTileVectors], second[kTileVectors];
-      take_term<kLast>(rest.acc[r], first);
-      take_term<kLast>(rest.acc[r + 1], second);
-      if (sides_.rows) {
-        store_words(left + r * 32, neighbours(first[0], first[1]));
-        store_words(left + (r + 1) * 32, neighbours(second[0], second[1]));
-      }
-      if (sides_.columns) {
-        store_words(right + r / 2 * 32, pairs(first[0], second[0]));
-        store_words(right + kTileElements + r / 2 * 32, pairs(first[1], second[1]));
+      Vec<T> rest[2 * kTileVectors] = {w.acc[r][0], w.acc[r][1], w.acc[r + 1][0], w.acc[r + 1][1]};
+      SSLFAST_UNROLL
+      for (int t = 0; t < kTerms; ++t) {
+        Words term[2 * kTileVectors];
+        take_term(rest, term, t + 1 == kTerms);
+        if (sides_.rows) {
+          store_words(left + t * kStepElements + r * 32, neighbours(term[0], term[1]));
+          store_words(left + t * kStepElements + (r + 1) * 32, neighbours(term[2], term[3]));
+        }
+        if (sides_.columns) {
+          uint16_t* pair = right + t * kStepElements + r / 2 * 32;
+          store_words(pair, pairs(term[0], term[2]));
+          store_words(pair + kTileElements, pairs(term[1], term[3]));
+        }
       }
     }
   }

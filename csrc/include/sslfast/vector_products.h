@@ -134,9 +134,9 @@ SSLFAST_INLINE RegisterTile<T> multiply_in_chains(const T* x, const T* y, int64_
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T; i and j count from its corner.
-template <class T, class F>
+template <class T, class A, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const F& f) {
+                                           const A&, const F& f) {
   constexpr int P = kPanel<T>;
   for (int64_t j = 0; j < area.columns; j += P) {
     const T* b = y.at(area.column + j);
@@ -216,6 +216,7 @@ class WeightTile {
 
   // Rows that are put, of so many that count.
   static int64_t whole_rows(int64_t rows) { return round_up(rows, kTileRows); }
+  void prefetch(int64_t, int64_t) const {}
   // Register tile (i, j).
   SSLFAST_INLINE void put(int64_t i, int64_t j, const RegisterTile<T>& w) const {
     SSLFAST_UNROLL

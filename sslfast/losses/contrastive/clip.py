@@ -294,7 +294,7 @@ SPEC = register_loss(
         samples=(
             _towers("one_pair", "tiny", 1, 6),
             _towers("one_feature", "tiny", 3, 1, logit_scale=1.0),
-            _towers("two_pairs", "tiny", 2, 4),
+            _towers("two_pairs", "tiny", 2, 4, logit_scale=2.0),
             _towers("ragged", "ragged", 67, 33),
             _towers("ragged_bias", "ragged", 29, 77, bias=-10.0),
             _towers("gathered", "ragged", 20, 11, logit_scale=5.0, gather=True),

@@ -258,7 +258,7 @@ SPEC = register_loss(
         paper="van den Oord et al. 2018, arXiv:1807.03748, equation 4",
         samples=(
             _pairs("one_pair", "tiny", 1, 5),
-            _pairs("one_pair_one_negative", "tiny", 1, 3, num_negatives=1),
+            _pairs("one_pair_one_negative", "tiny", 1, 3, num_negatives=1, temperature=1.0),
             _pairs("one_pair_symmetric", "tiny", 1, 1, symmetric=True),
             _pairs("three_pairs", "tiny", 3, 2, symmetric=True),
             _pairs("ragged", "ragged", 67, 33, temperature=0.07),

@@ -344,7 +344,7 @@ SPEC = register_loss(
             _samples_of("one_row", "tiny", 1, 1, 4, classes=1),
             _samples_of("one_pair", "tiny", 1, 2, 3),
             _samples_of("one_feature", "tiny", 3, 2, 1, temperature=1.0),
-            _samples_of("three_rows", "tiny", 3, 1, 5, classes=2),
+            _samples_of("three_rows", "tiny", 3, 1, 5, classes=2, temperature=0.5),
             _samples_of("ragged", "ragged", 67, 1, 33, classes=9),
             _samples_of("ragged_views", "ragged", 23, 3, 70, classes=5, contrast_mode="one"),
             _samples_of("ragged_mask", "ragged", 29, 2, 17, masked=True),
@@ -377,7 +377,7 @@ SPEC = register_loss(
             _samples_of("cold", "extreme", 33, 2, 64, classes=7, temperature=0.01),
             _samples_of("cold_pairs", "extreme", 33, 2, 64, temperature=0.01, noise=1.5),
             _samples_of("cold_rare", "extreme", 40, 1, 50, classes=60, temperature=0.01, noise=0.2),
-            _samples_of("tight_classes", "extreme", 30, 2, 50, classes=6, noise=0.1),
+            _samples_of("tight_classes", "extreme", 30, 2, 50, classes=6, noise=0.2),
             _samples_of(
                 "cold_tight_classes", "extreme", 30, 2, 50, classes=6, noise=0.1, temperature=0.01
             ),

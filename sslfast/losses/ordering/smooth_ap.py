@@ -247,7 +247,7 @@ SPEC = register_loss(
         samples=(
             _classes("one_row", "tiny", 1, 4, 1),
             _classes("one_pair", "tiny", 2, 3, 1, temperature=0.1),
-            _classes("three_rows", "tiny", 3, 5, 2, temperature=0.1),
+            _classes("three_rows", "tiny", 3, 5, 2, temperature=0.5),
             _classes("ragged", "ragged", 67, 33, 9, temperature=0.05),
             _classes("ragged_blocks", "ragged", 30, 19, 6, num_ids=6, normalize=False),
             _classes("rare_classes", "ragged", 41, 24, 60, temperature=0.1),
@@ -257,7 +257,7 @@ SPEC = register_loss(
             _classes("warm", "extreme", 40, 30, 5, temperature=1.0),
             _classes("cold", "extreme", 40, 30, 5, temperature=0.003, noise=2.0),
             _classes("one_class", "extreme", 31, 16, 1, temperature=0.1),
-            _classes("tight_classes", "extreme", 33, 24, 5, noise=0.1, temperature=0.05),
+            _classes("tight_classes", "extreme", 33, 24, 5, noise=0.1, temperature=0.2),
         ),
         amplification=lambda arguments: 1 / arguments.get("temperature", 0.01),
     )

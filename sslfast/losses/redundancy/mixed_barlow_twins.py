@@ -340,7 +340,7 @@ SPEC = register_loss(
         primitives=("standardize", "cross_frobenius"),
         paper="Bandara, De Melo & Patel 2023, arXiv:2312.02151, section 3",
         samples=(
-            _mixed_views("two_images", "tiny", 2, 3, lam=0.3, eps=1e-5),
+            _mixed_views("two_images", "tiny", 2, 3, lam=0.3, eps=0.1),  # 1e-5: no gradient
             _mixed_views("one_feature", "tiny", 6, 1, lam=0.5),
             _mixed_views("ragged", "ragged", 67, 33, lam=0.7),
             _mixed_views("wide", "ragged", 19, 131, lam=0.25, lambda_param=0.0051, eps=1e-5),

@@ -56,12 +56,12 @@ SSLFAST_INLINE Words neighbours(Words first, Words second) {
 SSLFAST_INLINE Words pairs(Words first, Words second) { return (first >> 16) | second; }
 
 // The next term of every vector, which is taken from it unless it is the last.
-template <bool kLast, int kCount>
-SSLFAST_INLINE void take_term(Vec<float> (&x)[kCount], Words (&term)[kCount]) {
+template <int kCount>
+SSLFAST_INLINE void take_term(Vec<float> (&x)[kCount], Words (&term)[kCount], bool last) {
   SSLFAST_UNROLL
   for (int n = 0; n < kCount; ++n) {
     term[n] = upper_halves(x[n]);
-    if constexpr (!kLast) x[n] -= reinterpret_cast<Vec<float>>(term[n]);
+    if (!last) x[n] -= reinterpret_cast<Vec<float>>(term[n]);
   }
 }
 

@@ -125,7 +125,7 @@ class MatrixUnit {
     with_pairs(x, y, [=]<class P>(P) {
       const uint16_t *a = x.at, *b = y.at;
       for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step())
-        add_step<P>(a, b);
+        add_step<P, kAdd>(a, b);
     });
     _tile_stored(0, c.tile(0), c.row_bytes);
     _tile_stored(1, c.tile(1), c.row_bytes);
@@ -134,7 +134,7 @@ class MatrixUnit {
   }
 
  private:
-  template <class P>
+  template <class P, bool kAdd>
   static SSLFAST_INLINE void add_step(const uint16_t* a, const uint16_t* b) {
     constexpr int kCount = sizeof(P::kAll) / sizeof(Pair);
     SSLFAST_UNROLL
@@ -142,10 +142,19 @@ class MatrixUnit {
       const uint16_t *of_x = a + P::kAll[n].a * kStepElements, *of_y = b + P::kAll[n].b * kStepElements;
       const bool same_x = n > 0 && P::kAll[n].a == P::kAll[n - 1].a;
       const bool same_y = n > 0 && P::kAll[n].b == P::kAll[n - 1].b;
-      if (!same_y) _tile_loadd(6, of_y, 64);
-      if (!same_x) _tile_loadd(4, of_x, 64);
-      if (!same_y) _tile_loadd(7, of_y + kTileElements, 64);
-      if (!same_x) _tile_loadd(5, of_x + kTileElements, 64);
+      if (!same_y) {
+        _tile_loadd(6, of_y, 64);
+        _tile_loadd(7, of_y + kTileElements, 64);
+      }
+      // x goes by once for a panel of y, which should not leave the innermost cache for it; where
+      // sums come and go too, the hint does not pay.
+      if (!same_x && kAdd) {
+        _tile_loadd(4, of_x, 64);
+        _tile_loadd(5, of_x + kTileElements, 64);
+      } else if (!same_x) {
+        _tile_stream_loadd(4, of_x, 64);
+        _tile_stream_loadd(5, of_x + kTileElements, 64);
+      }
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);
@@ -166,26 +175,30 @@ class MatrixUnit {
   template <bool kAdd>
   SSLFAST_INLINE void multiply(const Factor& x, const Factor& y, int64_t steps,
                                const BlockAt& c) const {
-    for (int64_t row = 0; row < kBlock; row += kTileRows) {
-      Vec<float> acc[kTileRows][2] = {};
-      if constexpr (kAdd) {
-        SSLFAST_UNROLL
-        for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-        for (int v = 0; v < 2; ++v) acc[r][v] = load(c.row(row + r, v));
-      }
+    for (int64_t row = 0; row < kBlock; row += kTileRows)
       with_pairs(x, y, [&]<class P>(P) {
         const uint16_t *a = x.at + row * 32, *b = y.at;  // the tiles of a step follow each other
-        for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step())
-          for (const Pair& terms : P::kAll)
-            add_step(acc, a + terms.a * kStepElements, b + terms.b * kStepElements);
+        for (int64_t first = 0; first < steps; first += kChainSteps) {
+          Vec<float> acc[kTileRows][2] = {};
+          for (int64_t step = first; step < steps && step < first + kChainSteps; ++step) {
+            for (const Pair& terms : P::kAll)
+              add_step(acc, a + terms.a * kStepElements, b + terms.b * kStepElements);
+            a += x.step();
+            b += y.step();
+          }
+          SSLFAST_UNROLL
+          for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+          for (int v = 0; v < 2; ++v) {
+            float* to = c.row(row + r, v);
+            store(to, kAdd || first > 0 ? load(to) + acc[r][v] : acc[r][v]);
+          }
+        }
       });
-      SSLFAST_UNROLL
-      for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-      for (int v = 0; v < 2; ++v) store(c.row(row + r, v), acc[r][v]);
-    }
   }
 
  private:
+  static constexpr int64_t kChainSteps = 4;  // in depth; rounding grows with the length of a chain
+
   static SSLFAST_INLINE void add_step(Vec<float> (&acc)[kTileRows][2], const uint16_t* a,
                                       const uint16_t* b) {
     for (int pair = 0; pair < 16; ++pair) {
