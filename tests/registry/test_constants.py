@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from sslfast import _library
+from sslfast._core import packed
 from sslfast._core.similarity import logsumexp_keep
 from sslfast._core.sorting.network import RELAXATIONS
 from sslfast.ops.correlation import frobenius_cost
-from sslfast.ops.similarity import topk_cost
 
 # By name, the modules that have it.
 KNOWN = {
     "LARGEST_BLOCK": logsumexp_keep,
     "CACHE_HEADER": logsumexp_keep,
-    "LARGEST_STRIP_ROWS": topk_cost,
-    "STRIP_BYTES": topk_cost,
+    "LARGEST_STRIP_ROWS": packed,
+    "STRIP_BYTES": packed,
     "PACKED_DEPTH": frobenius_cost,
     "PANEL": frobenius_cost,
 }

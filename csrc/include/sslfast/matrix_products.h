@@ -298,9 +298,6 @@ class BlockSums {
   }
   float* block(int64_t I, int64_t J) const { return memory_ + (I * columns_ + J) * kBlockNumbers; }
   int64_t columns() const { return columns_; }
-  void prefetch(int64_t I, int64_t J) const {
-    SSLFAST_ISA::prefetch(BlockAt::packed(block(I, J)));
-  }
 
  private:
   float* memory_ = nullptr;
@@ -315,7 +312,8 @@ class RowProduct {
   // depth: the most rows of x that are prepared at a time.
   RowProduct(const Workspace& w, const Pool& pool, const WeightedRows<T>& x, int64_t depth,
              Terms terms, T* out, int64_t count)
-      : x_(x), out_(out), count_(count), sums_(w, pool, count, x.features) {
+      : x_(x), out_(out), count_(count), in_place_(!(x.features % kBlock || count % kBlock)) {
+    if (!in_place_) sums_ = {w, pool, count, x.features};
     const int64_t size = Packed<T>::size(x.features, depth, terms.rows);
     packed_ = {w.take<T>(size), depth, Side::kRight, terms.rows};
   }
@@ -331,15 +329,18 @@ class RowProduct {
     const MatrixUnit unit;
     const int64_t step = (area.column - first_) / kBlock, steps = Packed<T>::panels(area.columns);
     const int64_t first = area.row / kBlock, count = Packed<T>::panels(area.rows);
-    for (int64_t d = 0; d < sums_.columns(); ++d)
+    const int64_t panels = Packed<T>::panels(x_.features);
+    for (int64_t d = 0; d < panels; ++d)
       for (int64_t I = 0; I < count; ++I) {
-        const bool more = I + 1 < count;
-        sums_.prefetch(first + (more ? I + 1 : 0), d + (more ? 0 : 1));
-        unit.template multiply<true>(w.left(I), packed_.factor(d, step), steps,
-                                     BlockAt::packed(sums_.block(first + I, d)));
+        if (I + 1 < count)
+          prefetch(sums(first + I + 1, d));
+        else if (d + 1 < panels)
+          prefetch(sums(first, d + 1));
+        unit.template multiply<true>(w.left(I), packed_.factor(d, step), steps, sums(first + I, d));
       }
   }
   void finish(const Pool& pool) const {
+    if (in_place_) return;
     for_each(pool, Packed<T>::panels(count_), [&](int, int64_t I) {
       for (int64_t r = I * kBlock; r < count_ && r < (I + 1) * kBlock; r += kTileRows)
         for (int64_t d = 0; d < sums_.columns(); ++d)
@@ -350,9 +351,17 @@ class RowProduct {
   }
 
  private:
+  // Those of a block: in `out` itself, where it has whole blocks alone.
+  BlockAt sums(int64_t I, int64_t d) const {
+    return in_place_
+               ? BlockAt::in_matrix(out_ + (I * x_.features + d) * kBlock, x_.features)
+               : BlockAt::packed(sums_.block(I, d));
+  }
+
   WeightedRows<T> x_{};
   T* out_ = nullptr;
   int64_t count_ = 0, first_ = 0;
+  bool in_place_ = false;
   Packed<T> packed_;
   BlockSums sums_;
 };
@@ -380,7 +389,7 @@ class ColumnProduct {
     for (int64_t J = 0; J < Packed<T>::panels(area.columns); ++J)
       for (int64_t d = 0; d < sums_.columns(); ++d) {
         const bool more = d + 1 < sums_.columns();
-        sums_.prefetch(first + J + (more ? 0 : 1), more ? d + 1 : 0);
+        if (more) prefetch(BlockAt::packed(sums_.block(first + J, d + 1)));
         unit.template multiply<true>(packed_.factor(d, step), w.right(J), steps,
                                      BlockAt::packed(sums_.block(first + J, d)));
       }

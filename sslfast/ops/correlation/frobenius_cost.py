@@ -60,7 +60,7 @@ def peak_bytes(
     route: str = "auto",
     backward: bool = True,
 ) -> int:
-    """Products, gradients, widened copies and what is packed at a time."""
+    """Products, gradients and what is packed at a time."""
     route = choose_route(a, b) if route == "auto" else route
     if on_gpu(a):
         return _gpu_peak_bytes(a, b, route, backward)
@@ -69,9 +69,8 @@ def peak_bytes(
     width = accumulator(a.dtype).itemsize
     operands = a.numel() + (0 if b is None else b.numel())
     held = min(product_elements(a, b, route), strip_elements(a, b))
-    matrices = operands if backward else 0
-    if a.element_size() < width:
-        matrices += operands * (2 if backward else 1)  # widened copies, wide gradients
+    # Gradients, and half-precision ones rounded.
+    matrices = operands * (2 if a.element_size() < width else 1) if backward else 0
     packed = 2 * (max(num_rows, wide_dim) + PANEL) * PACKED_DEPTH
     return (held + matrices + packed) * width + SCRATCH_BYTES
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslfast._backends import on_gpu
 from sslfast._core.numerics import accumulator
+from sslfast._core.packed import LARGEST_STRIP_ROWS, STRIP_BYTES, packed_bytes
 from sslfast._core.similarity.logsumexp_keep import (
     GPU_CACHE_BYTES,
     GPU_CACHE_MIN_FEATURES,
@@ -52,18 +53,21 @@ def bytes_moved(
 def peak_bytes(
     queries: Tensor, keys: Tensor | None = None, *, backward: bool = True, **options: Any
 ) -> int:
-    """Sums, gradients, packed and widened operands, the cache: never N M, at any size."""
+    """Sums, gradients, packed operands, the cache: never N M, at any size."""
     if on_gpu(queries):
         return _gpu_peak_bytes(queries, keys, backward)
     width = accumulator(queries.dtype).itemsize
     elements = _elements(queries, keys)
-    half = queries.element_size() < width
-    # packed rows, their widened copies; with gradients as many again
-    copies = (2 if half else 1) * (2 if backward else 1)
+    num_rows, dim = queries.shape
+    # Both sides of the similarities, both sides of the products with their weights.
+    packed = (4 if backward else 2) * packed_bytes(num_rows, dim, queries.dtype)
+    if keys is not None:
+        packed += 2 * max(STRIP_BYTES, packed_bytes(LARGEST_STRIP_ROWS, dim, queries.dtype))
     cache = cache_bytes(queries, keys, gpu=False) if backward else 0
     sums = 4 * _sums(queries, keys, options) * width
-    narrow = elements * queries.element_size() if half and backward else 0
-    return elements * width * copies + narrow + sums + cache + SCRATCH_BYTES
+    # Gradients, what is added up beside them, and half-precision ones rounded.
+    gradients = elements * (2 * width + queries.element_size()) if backward else 0
+    return packed + gradients + sums + cache + SCRATCH_BYTES
 
 
 def _gpu_peak_bytes(queries: Tensor, keys: Tensor | None, backward: bool) -> int:

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from sslfast._backends import on_gpu
 from sslfast._core.numerics import accumulator
+from sslfast._core.packed import LARGEST_STRIP_ROWS, STRIP_BYTES, packed_bytes
 
-STRIP_BYTES = 2 << 20  # packed keys at a time, as the kernels; at least 4 blocks
-LARGEST_STRIP_ROWS = 4 * 192
 SCRATCH_BYTES = 1 << 20
 MOST_PARTS = 8  # of the keys, where there are more threads than blocks of queries
 CHOICE_BYTES = 64  # of a neighbour in the backward pass: its place in the order of the keys
@@ -37,7 +36,7 @@ def bytes_moved(
 def peak_bytes(
     queries: Tensor, keys: Tensor | None = None, k: int = 1, *, backward: bool = True, **_: Any
 ) -> int:
-    """Neighbours, packed queries, a strip of packed keys, widened rows, gradients; never N M."""
+    """Neighbours, packed queries, a strip of packed keys, gradients; never N M."""
     width = accumulator(queries.dtype).itemsize
     elements, found = _elements(queries, keys) * width, _neighbours(queries, k)
     widened = elements if width > queries.element_size() else 0
@@ -45,9 +44,10 @@ def peak_bytes(
         forward = elements + (len(queries) + GPU_PROGRAM_ROWS) * _slots(k) * 8
     else:
         num_keys = len(queries) if keys is None else len(keys)
-        strip = max(STRIP_BYTES, LARGEST_STRIP_ROWS * queries.shape[1] * width)
-        packed = (len(queries) + 32) * queries.shape[1] * width
-        forward = widened + packed + strip + 4 * (num_keys + len(queries)) * width
+        dim = queries.shape[1]
+        strip = max(STRIP_BYTES, packed_bytes(LARGEST_STRIP_ROWS, dim, queries.dtype))
+        packed = (2 if keys is None else 1) * packed_bytes(len(queries), dim, queries.dtype)
+        forward = packed + strip + 4 * (num_keys + len(queries)) * width
         forward += (MOST_PARTS - 1) * found
     if not backward:
         return found + forward + SCRATCH_BYTES
