@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "cpu/peak.h"
@@ -22,19 +23,32 @@ namespace {
 
 using sslfast::Isa;
 
-constexpr Isa kIsas[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512};
+constexpr Isa kWorstFirst[] = {Isa::kEmulated, Isa::kBaseline,   Isa::kAvx2,
+                               Isa::kAvx512,   Isa::kAvx512Bf16, Isa::kAmx};
 
-std::vector<std::string> isas(bool (*has)(Isa)) {
-  std::vector<std::string> names;
-  for (const Isa isa : kIsas)
-    if (has(isa)) names.push_back(sslfast::isa_name(isa));
-  return names;
+std::vector<Isa> compiled_isas() {
+  std::vector<Isa> found;
+  for (const Isa isa : kWorstFirst)
+    if (sslfast::isa_compiled(isa)) found.push_back(isa);
+  return found;
+}
+
+// Name, number, and why it cannot run here, empty where it can.
+using IsaReport = std::tuple<std::string, int, std::string>;
+std::vector<IsaReport> isas() {
+  std::vector<IsaReport> found;
+  for (const Isa isa : compiled_isas())
+    found.emplace_back(sslfast::isa_name(isa), int(isa), sslfast::isa_missing(isa));
+  return found;
 }
 
 int isa_number(const std::string& name) {
-  for (const Isa isa : kIsas)
+  std::string expected;
+  for (const Isa isa : compiled_isas()) {
     if (name == sslfast::isa_name(isa)) return int(isa);
-  throw py::value_error("isa = '" + name + "'; expected baseline, avx2 or avx512");
+    expected += std::string(expected.empty() ? "" : ", ") + sslfast::isa_name(isa);
+  }
+  throw py::value_error("isa = '" + name + "'; expected one of " + expected);
 }
 
 py::dict build_info() {
@@ -44,7 +58,9 @@ py::dict build_info() {
   info["torch"] = SSLFAST_TORCH_VERSION;
   info["stable_abi"] = "2.10";
   info["build_type"] = SSLFAST_BUILD_TYPE;
-  info["isas"] = isas(sslfast::isa_compiled);
+  std::vector<std::string> names;
+  for (const Isa isa : compiled_isas()) names.push_back(sslfast::isa_name(isa));
+  info["isas"] = names;
   return info;
 }
 
@@ -109,8 +125,7 @@ std::vector<double> exp_hook(const std::string& isa, const std::string& dtype,
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Build and machine report, arithmetic limit and test hooks of sslfast's native code.";
   m.def("build_info", build_info, "Version, compiler, torch and instruction sets of this build.");
-  m.def("compiled_isas", [] { return isas(sslfast::isa_compiled); });
-  m.def("supported_isas", [] { return isas(sslfast::isa_supported); }, "Best last.");
+  m.def("isas", isas, "Instruction sets compiled, the best last: name, number, why missing.");
   m.def("num_threads", [] { return int(torch::stable::get_num_threads()); });
   m.def("distinct_threads", distinct_threads, py::call_guard<py::gil_scoped_release>());
   m.def("fma_peak", fma_peak, py::arg("isa"), py::arg("dtype") = "float32",

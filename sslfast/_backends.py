@@ -69,11 +69,10 @@ class Choice:
 
 def _missing_cpu(variant: str) -> str | None:
     reason = _library.missing_reason()
-    if reason is None and variant and variant not in _library.compiled_isas():
-        return f"the native library was not compiled for {variant}"
-    if reason is None and variant and variant not in _library.supported_isas():
-        return f"this processor has no {variant}"
-    return reason
+    if reason is not None or not variant:
+        return reason
+    isa = _library.isas().get(variant)
+    return f"the native library was not compiled for {variant}" if isa is None else isa.missing
 
 
 def _missing_triton(variant: str) -> str | None:
@@ -115,7 +114,15 @@ BACKENDS: dict[str, Backend] = {
     "triton": Backend("triton", missing=_missing_triton),
     "cpu": Backend(
         "cpu",
-        {"": {"isa": 0}, "baseline": {"isa": 1}, "avx2": {"isa": 2}, "avx512": {"isa": 3}},
+        {
+            "": {"isa": 0},
+            "baseline": {"isa": 1},
+            "avx2": {"isa": 2},
+            "avx512": {"isa": 3},
+            "avx512_bf16": {"isa": 4},
+            "amx": {"isa": 5},
+            "emulated": {"isa": 6},
+        },
         _missing_cpu,
     ),
 }
@@ -133,8 +140,9 @@ def backend(name: str) -> Iterator[None]:
     """Force one backend for the calls inside the ``with`` block and for their backward passes.
 
     Args:
-        name: ``"cpu"`` (best instruction set), ``"cpu:avx512"``, ``"cpu:avx2"``,
-            ``"cpu:baseline"``, ``"cuda"`` (prebuilt where it can run, else compiled on first use),
+        name: ``"cpu"`` (best instruction set), ``"cpu:amx"``, ``"cpu:avx512_bf16"``,
+            ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``, ``"cpu:emulated"`` (the matrix
+            kernels without matrix instructions, for tests), ``"cuda"`` (prebuilt where it can run, else compiled on first use),
             ``"cuda:prebuilt"``, ``"cuda:nvrtc"``, ``"triton"`` or ``"reference"``. The setting
             holds for the whole process, not for one thread.
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,22 +44,31 @@ def missing_reason() -> str | None:
     return None
 
 
+class Isa(NamedTuple):
+    """An instruction set that the library was compiled for."""
+
+    name: str
+    number: int
+    missing: str | None  # why it cannot run here
+
+
 @cache
+def isas() -> Mapping[str, Isa]:
+    """Those compiled, by name, the best last; empty without a library."""
+    if missing_reason() is not None:
+        return {}
+    reported = importlib.import_module("sslfast._native").isas()
+    return {name: Isa(name, number, missing or None) for name, number, missing in reported}
+
+
 def compiled_isas() -> tuple[str, ...]:
-    """Instruction sets that the library was compiled for; empty without a library."""
-    return _isas("compiled_isas")
+    """Names of `isas`, the best last."""
+    return tuple(isas())
 
 
-@cache
 def supported_isas() -> tuple[str, ...]:
     """Those of `compiled_isas` that this processor can run, the best last."""
-    return _isas("supported_isas")
-
-
-def _isas(report: str) -> tuple[str, ...]:
-    if missing_reason() is not None:
-        return ()
-    return tuple(getattr(importlib.import_module("sslfast._native"), report)())
+    return tuple(isa.name for isa in isas().values() if isa.missing is None)
 
 
 def cuda_built() -> str | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -70,10 +71,19 @@ def source_root() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "csrc"
 
 
-def sources() -> list[str]:
-    """What can be compiled: the names of the primitives that have CUDA kernels."""
-    files = (source_root() / "cuda").glob("*.cuh")
-    return sorted(file.stem for file in files if "__global__" in file.read_text())
+def sources() -> dict[str, Path]:
+    """What can be compiled: the file of each primitive that has CUDA kernels, by its name.
+
+    Files lie in the folder of their family; what they are of is told by the names of their
+    kernels, ``<primitive>_fwd_kernel_...``.
+    """
+    found = {}
+    for file in sorted((source_root() / "cuda").rglob("*.cuh")):
+        text = file.read_text()
+        kernel = re.search(r"\b(\w+)_fwd_kernel_", text)
+        if kernel is not None and "__global__" in text:
+            found[kernel[1]] = file
+    return found
 
 
 def architecture(major: int, minor: int) -> str:
@@ -95,7 +105,7 @@ def options(arch: str, defines: Defines = ()) -> tuple[str, ...]:
 
 
 def compile_source(name: str, arch: str, defines: Defines = ()) -> bytes:
-    """The cubin of ``csrc/cuda/<name>.cuh``.
+    """The cubin of a primitive's kernels.
 
     Args:
         name: one of `sources`.
@@ -106,7 +116,7 @@ def compile_source(name: str, arch: str, defines: Defines = ()) -> bytes:
         CompileError: with the compiler's log.
     """
     nvrtc = importlib.import_module("cuda.bindings.nvrtc")
-    path = source_root() / "cuda" / f"{name}.cuh"
+    path = sources()[name]
     program = _check(nvrtc.nvrtcCreateProgram(path.read_bytes(), path.name.encode(), 0, None, None))
     given = [option.encode() for option in options(arch, defines)]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
@@ -152,8 +162,8 @@ def _key(arch: str, defines: Defines) -> str:
     """Of all that a cubin depends on: any of the sources may be included by another."""
     root = source_root()
     state = hashlib.sha256(repr((version(), options(arch, defines)[:-2])).encode())
-    for file in sorted((*root.glob("cuda/*.cuh"), *root.glob("include/sslfast/*.h"))):
-        state.update(f"\0{file.name}\0".encode() + file.read_bytes())
+    for file in sorted((*root.glob("cuda/**/*.cuh"), *root.glob("include/**/*.h"))):
+        state.update(f"\0{file.relative_to(root)}\0".encode() + file.read_bytes())
     return state.hexdigest()[:32]
 
 

@@ -1,7 +1,8 @@
 """The device code of csrc/cuda on the CPU: tests/cpp/emulate.h plays the threads of a block.
 
-A source has a file of its own name in tests/cpp that lists its kernels. `emulated` sends every
-launch of a primitive's own launcher there, and every call of a primitive to its CUDA launcher.
+A source has a file in the same folder and of the same name in tests/cpp that lists its kernels.
+`emulated` sends every launch of a primitive's own launcher there, and every call of a primitive to
+its CUDA launcher.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _folder() -> Path:
 
 @cache
 def library(name: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The kernels of ``csrc/cuda/<name>.cuh`` under these macros, compiled for the CPU."""
+    """The kernels of a primitive under these macros, compiled for the CPU."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulation with")
@@ -66,8 +67,9 @@ def library(name: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     include = [f"-I{folder}" for folder in (HERE / "cpp", root, root / "include")]
     given = [*OPTIONS, *include, *(f"-D{each}" for each in defines)]
     path = _folder() / f"{name}-{library.cache_info().misses}.so"
-    source, compiled = str(HERE / "cpp" / f"{name}.cpp"), str(path.with_suffix(".o"))
-    subprocess.run([compiler, *given, "-c", source, "-o", compiled], check=True)
+    place = _nvrtc.sources()[name].relative_to(root / "cuda")
+    source, compiled = HERE / "cpp" / place.with_suffix(".cpp"), str(path.with_suffix(".o"))
+    subprocess.run([compiler, *given, "-c", str(source), "-o", compiled], check=True)
     subprocess.run([compiler, "-shared", compiled, "-o", str(path)], check=True)
     return ctypes.CDLL(str(path))
 

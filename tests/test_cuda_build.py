@@ -87,7 +87,7 @@ def test_every_source_is_compiled_for_every_chip(library: Path) -> None:
         pytest.skip(resources_cuda.missing())
     cuobjdump = resources_cuda._cuobjdump()
     listed = run(cuobjdump, "--list-elf", "--list-ptx", library)
-    sources = list((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = list((ROOT / "csrc" / "cuda").rglob("*.cu"))
     for code in ("sm_80.cubin", "sm_90.cubin", "sm_100.cubin", "sm_100.ptx"):
         assert listed.count(code) == len(sources) > 0, listed
     for arch in ("sm_80", "sm_90a", "sm_100"):  # of sm_90 alone the form that has everything

@@ -50,7 +50,7 @@ def _require(reason: str | None) -> None:
 
 def test_every_primitive_on_cuda_has_a_source() -> None:
     on_cuda = [name for name, each in PRIMITIVES.items() if "cuda" in each.implementations]
-    assert _nvrtc.sources() == sorted(on_cuda)
+    assert sorted(_nvrtc.sources()) == sorted(on_cuda)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,9 @@ def test_changed_source_is_compiled_again(
     root = tmp_path / "csrc"
     shutil.copytree(_nvrtc.source_root(), root)
     monkeypatch.setattr(_nvrtc, "source_root", lambda: root)
-    for expected, file in enumerate(("cuda/rows.cuh", "include/sslfast/l2_normalize.h", None), 1):
+    for expected, file in enumerate(
+        ("cuda/rows/rows.cuh", "include/sslfast/rows/l2_normalize.h", None), 1
+    ):
         _nvrtc.cubin.cache_clear()
         _nvrtc.cubin("l2_normalize", "sm_80")
         assert len(compiled) == expected
@@ -173,7 +175,9 @@ def test_compile_error_holds_the_log(
 ) -> None:
     root = tmp_path / "csrc"
     shutil.copytree(_nvrtc.source_root(), root)
-    (root / "cuda" / "broken.cuh").write_text("__global__ void kernel() { undeclared = 1; }\n")
+    (root / "cuda" / "broken.cuh").write_text(
+        "__global__ void broken_fwd_kernel_float32() { undeclared = 1; }\n"
+    )
     monkeypatch.setattr(_nvrtc, "source_root", lambda: root)
     with pytest.raises(
         _nvrtc.CompileError,
@@ -247,10 +251,11 @@ def test_sources_compile_from_where_a_wheel_puts_them(
     assert data
     root = tmp_path / "csrc"
     for package, pattern in data:
-        folder = root / package.replace(".", "/")
-        folder.mkdir(parents=True)
-        for file in (_nvrtc.source_root() / folder.relative_to(root)).glob(pattern):
-            shutil.copy(file, folder)
+        folder = _nvrtc.source_root() / package.replace(".", "/")
+        for file in folder.glob(pattern):
+            copy = root / file.relative_to(_nvrtc.source_root())
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
     monkeypatch.setattr(_nvrtc, "source_root", lambda: root)
     for name in _nvrtc.sources():
         defines = _nvrtc.specialisations(name)[0]

@@ -59,7 +59,7 @@ def kernels(launches: list[Launch]) -> set[str]:
 NETWORK_SOURCE = """
 #include "emulate.h"
 //
-#include "cuda/sorting_network.cuh"
+#include "cuda/sorting/network.cuh"
 
 using namespace sslfast::device;
 extern "C" int comparators(int network, int length, Comparator* to) {
@@ -314,5 +314,5 @@ def test_prebuilt_kernels_are_started_with_the_same_arguments(
 
 
 def test_sources_list_the_prebuilt_kernels() -> None:
-    text = (Path(_nvrtc.source_root()) / "cuda" / "sorting_group_mass.cu").read_text()
+    text = (Path(_nvrtc.source_root()) / "cuda" / "sorting" / "group_mass.cu").read_text()
     assert [f"LISTED_OF_LENGTH({length})" in text for length in (11, 12, 13)] == [True] * 3

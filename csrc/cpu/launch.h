@@ -12,6 +12,8 @@
 #include <optional>
 #include <vector>
 
+#include "sslfast/element.h"
+#include "sslfast/isa.h"
 #include "sslfast/pool.h"
 
 namespace sslfast {
@@ -26,6 +28,33 @@ inline void check(const Tensor& t, const char* name, ScalarType dtype) {
                   " must be on the CPU");
   STD_TORCH_CHECK(t.is_contiguous(), name, " must be contiguous");
   STD_TORCH_CHECK(t.scalar_type() == dtype, name, " has the wrong dtype");
+}
+
+// What a matrix of a floating-point dtype is to the kernels, and what they add its numbers up in.
+inline Element element_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return Element::kFloat;
+    case ScalarType::Double: return Element::kDouble;
+    case ScalarType::BFloat16: return Element::kBf16;
+    case ScalarType::Half: return Element::kHalf;
+    default: STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64");
+  }
+}
+inline ScalarType accumulator(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+inline Source source_of(const Tensor& t, const char* name) {
+  return {t.const_data_ptr(), element_of(t, name)};
+}
+
+// Runs the kernel of matrix instructions where there is one that pays and takes the problem, else
+// that of vector instructions.
+template <class Table, class P>
+void run_kernel(int64_t isa, Element element, int float_terms, const Table* by_matrix,
+                const Table& by_vector, bool (*Table::*kernel)(const P&), const P& problem) {
+  const bool pays = by_matrix && matrix_pays(resolve_isa(int(isa)), element, float_terms);
+  if (pays && (by_matrix->*kernel)(problem)) return;
+  (by_vector.*kernel)(problem);
 }
 
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) {

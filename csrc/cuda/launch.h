@@ -49,8 +49,8 @@ inline void check_launch(const char* kernel) {
   STD_TORCH_CHECK(error == cudaSuccess, kernel, ": ", cudaGetErrorString(error));
 }
 
-// The blocks that row kernels are made for (rows.cuh): a warp takes a row whose bytes a warp can
-// keep in registers, a block takes a longer one. sslfast/cuda/_rows.py says the same in Python.
+// The blocks that row kernels are made for (rows/rows.cuh): a warp takes a row whose bytes a warp
+// can keep in registers, a block takes a longer one. sslfast/cuda/_rows.py says the same in Python.
 struct RowBlocks {
   dim3 grid, block;
 

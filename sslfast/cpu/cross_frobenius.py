@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslfast.cpu._precision import float_terms
 from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.ops._frobenius_arguments import Arguments, Gradients, Sums, no_rows, no_rows_gradients
@@ -18,7 +19,7 @@ def forward(arguments: Arguments, cache_elements: int, *, isa: int) -> Sums:
     native = torch.ops.sslfast_native.cross_frobenius_cpu
     form = arguments.split_diagonal, arguments.route == "gram"
     strip = cost.strip_elements(arguments.a, arguments.b)
-    return Sums(*native(*_operands(arguments), *form, cache_elements, strip, isa))
+    return Sums(*native(*_operands(arguments), *form, cache_elements, strip, float_terms(), isa))
 
 
 def backward(
@@ -45,13 +46,14 @@ def backward(
         cache,
         *needs,
         strip,
+        float_terms(),
         isa,
     )
     return Gradients(da, db)
 
 
 def _operands(arguments: Arguments) -> tuple[Tensor | None, ...]:
-    """Contiguous, half precision widened: both matrices, both matrices' columns."""
-    dtype = accumulator(arguments.a.dtype)
-    operands = arguments.a, arguments.b, arguments.a_columns, arguments.b_columns
-    return tuple(None if each is None else each.to(dtype).contiguous() for each in operands)
+    """Contiguous: both matrices as they are, both matrices' columns in the accumulator dtype."""
+    a, b, *columns = arguments.a, arguments.b, arguments.a_columns, arguments.b_columns
+    wide = (None if each is None else each.to(accumulator(a.dtype)) for each in columns)
+    return tuple(None if each is None else each.contiguous() for each in (a, b, *wide))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslfast.cpu._precision import float_terms
 from sslfast.ops import _similarity_cost as cost
-from sslfast.ops._checks import FLOATS, accumulator
+from sslfast.ops._checks import FLOATS
 from sslfast.ops._similarity_arguments import Arguments, Gradients, Needs, Sums, no_queries
 
 DTYPES = FLOATS
@@ -18,7 +19,14 @@ def forward(arguments: Arguments, keep: str, *, isa: int) -> Sums:
         return Sums(scale.new_empty(0), scale.new_empty(0), scale.new_empty(room))
     native = torch.ops.sslfast_native.similarity_logsumexp_cpu
     return Sums(
-        *native(*_operands(*arguments[:6]), arguments.columns, room, keep == "mean_keys", isa)
+        *native(
+            *_contiguous(*arguments[:6]),
+            arguments.columns,
+            room,
+            keep == "mean_keys",
+            float_terms(),
+            isa,
+        )
     )
 
 
@@ -39,20 +47,16 @@ def backward(
         *native(
             drows.contiguous(),
             dcols.contiguous(),
-            *_operands(*arguments[:6]),
+            *_contiguous(*arguments[:6]),
             arguments.columns,
             *sums,
             keep == "mean_keys",
             *needs,
+            float_terms(),
             isa,
         )
     )
 
 
-def _operands(
-    queries: Tensor, keys: Tensor | None, *others: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Contiguous, half-precision rows widened; `others` already are in the accumulator dtype."""
-    dtype = accumulator(queries.dtype)
-    wide = queries.to(dtype), None if keys is None else keys.to(dtype)
-    return tuple(None if each is None else each.contiguous() for each in (*wide, *others))
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if each is None else each.contiguous() for each in tensors)

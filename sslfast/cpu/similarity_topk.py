@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast.cpu._precision import float_terms
 from sslfast.ops._checks import accumulator
 from sslfast.ops._topk_arguments import Arguments, Neighbours
 from sslfast.ops._topk_gradient import backward as backward_of_all
@@ -14,14 +15,13 @@ from sslfast.ops._topk_gradient import backward as backward_of_all
 
 def forward(arguments: Arguments, *, isa: int) -> Neighbours:
     queries, keys, query_ids, key_ids, k = arguments
-    dtype = accumulator(queries.dtype)
     if len(queries) == 0:
-        empty = queries.new_empty
+        empty, dtype = queries.new_empty, accumulator(queries.dtype)
         return Neighbours(empty((0, k), dtype=dtype), empty((0, k), dtype=torch.int64))
     native = torch.ops.sslfast_native.similarity_topk_cpu
-    rows = (each if each is None else each.to(dtype).contiguous() for each in (queries, keys))
-    ids = (each if each is None else each.contiguous() for each in (query_ids, key_ids))
-    return Neighbours(*native(*rows, *ids, k, isa))
+    tensors = (queries, keys, query_ids, key_ids)
+    contiguous = (each if each is None else each.contiguous() for each in tensors)
+    return Neighbours(*native(*contiguous, k, float_terms(), isa))
 
 
 def backward(*arguments: Any, isa: int) -> tuple[Tensor, ...]:

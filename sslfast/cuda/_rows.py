@@ -1,4 +1,4 @@
-"""What the launchers of kernels that work row by row share (csrc/cuda/rows.cuh)."""
+"""What the launchers of kernels that work row by row share (csrc/cuda/rows/rows.cuh)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the launchers of the two sorting primitives share (csrc/cuda/sorting_*.cuh).
+"""What the launchers of the two sorting primitives share (csrc/cuda/sorting).
 
 A thread takes a short list, with a kernel for just its length; a block takes any other.
 """
@@ -69,7 +69,7 @@ def team(lists: int, length: int, swaps: int, width: int, vectors: int, taught: 
 
 
 def _numbers(length: int, swaps: int, vectors: int, taught: bool) -> tuple[int, int]:
-    """Of wires and of comparators that a block keeps, as TeamSort in sorting_team.cuh does."""
+    """Of wires and of comparators that a block keeps, as TeamSort in sorting/team.cuh does."""
     wires = length * (1 + vectors * (1 + taught))
     return wires, swaps * (1 + bool(vectors) + vectors + taught)
 

@@ -15,7 +15,7 @@ from sslfast.ops._checks import (
 )
 from sslfast.ops._sorting_networks import NETWORKS
 
-# In the order of `enum class Relaxation` in csrc/include/sslfast/relaxations.h.
+# In the order of `enum class Relaxation` in csrc/include/sslfast/sorting/relaxations.h.
 RELAXATIONS = ("cauchy", "reciprocal", "optimal", "logistic", "logistic_phi", "gaussian")
 # Tails that fall faster than 1/d: masses come close to 0, where 1 - mass would keep no digit.
 SATURATING = ("logistic", "logistic_phi", "gaussian")

@@ -18,7 +18,7 @@ from sslfast.ops._checks import accumulator
 from sslfast.ops._samples import measured_rows
 from sslfast.triton._launch import on_gpu
 
-STRIP_BYTES = 2 << 20  # packed keys at a time, as in csrc/cpu/similarity_tiles.h; at least 4 blocks
+STRIP_BYTES = 2 << 20  # packed keys at a time, as in csrc/cpu/similarity/tiles.h; at least 4 blocks
 LARGEST_STRIP_ROWS = 4 * 192
 SCRATCH_BYTES = 1 << 20
 MOST_PARTS = 8  # of the keys, where there are more threads than blocks of queries

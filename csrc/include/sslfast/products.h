@@ -1,8 +1,8 @@
-// x y^T by packed panels: the matrix products that are not inside a similarity kernel. A product of
-// a matrix with itself computes the tiles above the diagonal alone.
+// x y^T of packed operands: the matrix products that are not inside a similarity kernel. A product
+// of a matrix with itself computes the tiles above the diagonal alone.
 #pragma once
 
-#include "sslfast/tiles.h"
+#include "sslfast/packed.h"
 
 namespace sslfast::SSLFAST_ISA {
 
@@ -11,28 +11,6 @@ namespace sslfast::SSLFAST_ISA {
 constexpr int64_t kPackedDepth = 384;
 // Depth of one chain of multiply-adds: rounding grows with its length.
 constexpr int64_t kChainDepth = 128;
-
-// All rows of an operand for one chunk of depth; panels follow each other.
-template <class T>
-class PackedOperand {
- public:
-  static int64_t size(int64_t rows, int64_t depth) {
-    return round_up(rows, kPanel<T>) * (depth < kPackedDepth ? depth : kPackedDepth);
-  }
-  explicit PackedOperand(T* memory) : memory_(memory) {}
-
-  void pack(const Operand<T>& x, int64_t panel, int64_t k, int64_t depth) const {
-    pack_operand(x, panel * kPanel<T>, k, depth, memory_ + panel * kPanel<T> * depth);
-  }
-  // Where row r of a chunk of `depth` begins.
-  const T* at(int64_t r, int64_t depth) const {
-    constexpr int P = kPanel<T>;
-    return memory_ + r / P * P * depth + r % P;
-  }
-
- private:
-  T* memory_;
-};
 
 // Square blocks of an (n, m) matrix: at least 32 tiles where there are rows enough, so that many
 // threads find work. The size depends on the shape alone: a sum over tiles may not depend on the
@@ -45,22 +23,6 @@ inline int64_t block_size(int64_t n, int64_t m, bool symmetric) {
   return kBlockGranule;
 }
 
-// A register tile of two packed panels, in chains that are added up.
-template <class T>
-SSLFAST_INLINE RegisterTile<T> multiply_panels(const T* x, const T* y, int64_t depth) {
-  constexpr int P = kPanel<T>;
-  RegisterTile<T> total = multiply(x, 1, P, y, P, depth < kChainDepth ? depth : kChainDepth);
-  for (int64_t k = kChainDepth; k < depth; k += kChainDepth) {
-    const int64_t left = depth - k;
-    const RegisterTile<T> chain =
-        multiply(x + k * P, 1, P, y + k * P, P, left < kChainDepth ? left : kChainDepth);
-    SSLFAST_UNROLL
-    for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
-    for (int v = 0; v < kTileVectors; ++v) total.acc[r][v] += chain.acc[r][v];
-  }
-  return total;
-}
-
 struct Tile {
   int64_t index, row, rows, column, columns;
   // Of a symmetric product: its transpose is a tile too; or it is its own transpose.
@@ -71,15 +33,24 @@ struct Tile {
 template <class T>
 class Product {
  public:
-  // packing: memory for `PackedOperand::size` of x, and of y where there is one.
-  Product(const Pool& pool, T* packing, const Operand<T>& x, const Operand<T>* y, int64_t depth)
+  // Numbers of memory that packing an operand takes, whatever its depth and side.
+  static int64_t packing_size(int64_t rows, int64_t depth, int terms) {
+    return Packed<T>::size(rows, depth < kPackedDepth ? depth : kPackedDepth, terms);
+  }
+
+  // packing: memory for both operands. Terms are those of x and of y.
+  Product(const Pool& pool, T* packing, const Operand<T>& x, int x_terms, const Operand<T>* y,
+          int y_terms, int64_t depth)
       : pool_(pool),
         x_(x),
         y_(y ? *y : x),
+        x_terms_(x_terms),
+        y_terms_(y ? y_terms : x_terms),
         depth_(depth),
         symmetric_(!y),
-        x_packed_(packing),
-        y_packed_(y ? packing + PackedOperand<T>::size(x.rows, depth) : packing) {
+        shared_(symmetric_ && !Packed<T>::kSidesDiffer),
+        x_memory_(packing),
+        y_memory_(packing + (shared_ ? 0 : packing_size(x.rows, depth, x_terms))) {
     const int64_t size = block_size(x_.rows, y_.rows, symmetric_);
     rows_ = {size, (x_.rows + size - 1) / size};
     columns_ = {size, (y_.rows + size - 1) / size};
@@ -95,10 +66,12 @@ class Product {
   void run(T* out, int64_t stride, bool add, const F& finished) const {
     for (int64_t k = 0; k < depth_; k += kPackedDepth) {
       const int64_t depth = depth_ - k < kPackedDepth ? depth_ - k : kPackedDepth;
-      pack(k, depth);
+      const Packed<T> x(x_memory_, depth, Side::kLeft, x_terms_);
+      const Packed<T> y(y_memory_, depth, Side::kRight, y_terms_);
+      pack(x, y, k);
       for_each(pool_, tiles(), [&](int, int64_t task) {
         const Tile tile = locate(task);
-        multiply_tile(tile, depth, out, stride, add || k > 0);
+        multiply_tile(x, y, tile, out, stride, add || k > 0);
         if (k + depth < depth_) return;
         if (tile.diagonal) mirror(tile, out, stride);
         finished(tile);
@@ -125,34 +98,29 @@ class Product {
             symmetric_ && I != J};
   }
 
-  void pack(int64_t k, int64_t depth) const {
-    const auto panels = [](const Operand<T>& x) { return (x.rows + kPanel<T> - 1) / kPanel<T>; };
-    const int64_t of_x = panels(x_), of_y = symmetric_ ? 0 : panels(y_);
-    for_each(pool_, of_x + of_y, [&](int, int64_t task) {
-      if (task < of_x)
-        x_packed_.pack(x_, task, k, depth);
-      else
-        y_packed_.pack(y_, task - of_x, k, depth);
+  void pack(const Packed<T>& x, const Packed<T>& y, int64_t k) const {
+    const int64_t of_x = Packed<T>::panels(x_.rows), of_y = Packed<T>::panels(y_.rows);
+    for_each(pool_, of_x + (shared_ ? 0 : of_y), [&](int, int64_t task) {
+      task < of_x ? x.pack(x_, task, k) : y.pack(y_, task - of_x, k);
     });
   }
 
-  void multiply_tile(const Tile& tile, int64_t depth, T* out, int64_t stride, bool add) const {
-    constexpr int P = kPanel<T>;
-    for (int64_t j = 0; j < tile.columns; j += P) {
-      const T* panel = y_packed_.at(tile.column + j, depth);
-      for (int64_t i = 0; i < tile.rows; i += kTileRows) {
-        if (tile.diagonal && i >= j + P) break;  // the mirror image has them
-        T* corner = out + (tile.row + i) * stride + tile.column + j;
-        const int64_t rows = tile.rows - i, columns = tile.columns - j;
-        prefetch_tile(corner, stride, rows);
-        const RegisterTile<T> product =
-            multiply_panels(x_packed_.at(tile.row + i, depth), panel, depth);
-        if (add)
-          write_tile<true>(product, corner, stride, rows, columns);
-        else
-          write_tile<false>(product, corner, stride, rows, columns);
-      }
-    }
+  void multiply_tile(const Packed<T>& x, const Packed<T>& y, const Tile& tile, T* out,
+                     int64_t stride, bool add) const {
+    T* corner = out + tile.row * stride + tile.column;
+    const auto ahead = [&](int64_t i, int64_t j) {
+      prefetch_tile(corner + i * stride + j, stride, tile.rows - i);
+    };
+    // The mirror image has what lies below the diagonal.
+    const Area area{tile.row, tile.rows, tile.column, tile.columns, tile.diagonal};
+    for_each_register_tile<kChainDepth>(
+        x, y, area, ahead, [&](int64_t i, int64_t j, const RegisterTile<T>& product) {
+          T* to = corner + i * stride + j;
+          if (add)
+            write_tile<true>(product, to, stride, tile.rows - i, tile.columns - j);
+          else
+            write_tile<false>(product, to, stride, tile.rows - i, tile.columns - j);
+        });
   }
 
   // The transpose of a tile to where it belongs; of a diagonal tile what lies above its diagonal.
@@ -163,7 +131,7 @@ class Product {
         const T* from = out + (tile.row + i) * stride + tile.column + j;
         T* to = out + (tile.column + j) * stride + tile.row + i;
         if (from != to && i + L <= tile.rows && j + L <= tile.columns) {
-          transpose_square(from, stride, to, stride, [](Vec<T> row) { return row; });
+          transpose_square([&](int r) { return load(from + r * stride); }, to, stride);
           continue;
         }
         for (int64_t c = 0; c < L && j + c < tile.columns; ++c)
@@ -175,9 +143,10 @@ class Product {
 
   const Pool& pool_;
   Operand<T> x_, y_;
+  int x_terms_, y_terms_;
   int64_t depth_;
-  bool symmetric_;
-  PackedOperand<T> x_packed_, y_packed_;
+  bool symmetric_, shared_;
+  T *x_memory_, *y_memory_;
   Blocks rows_, columns_;
 };
 

@@ -1,8 +1,8 @@
-// Packed panels and the register tile: the two products that every similarity kernel is made of.
+// Blocks, work for a pool, operands of a product, and the register tile that it leaves.
 #pragma once
 
+#include "sslfast/elements.h"
 #include "sslfast/pool.h"
-#include "sslfast/vector.h"
 
 namespace sslfast::SSLFAST_ISA {
 
@@ -89,111 +89,79 @@ struct Columns {
   }
 };
 
-// Element (r, k) is base[r * row_stride + k * depth_stride]: rows of a matrix, or its columns as
-// rows.
+// A matrix as an operand: element (r, k) is number `index(r, k)` of the source. r counts its rows,
+// or its columns where it is transposed.
 template <class T>
 struct Operand {
-  const T* base;
-  int64_t rows, row_stride, depth_stride;
+  Source source;
+  int64_t first, rows, row_stride, depth_stride;
   Columns<T> columns;
-  bool transposed;  // r counts the columns; strides do not tell, where the matrix has one
+  bool transposed;  // strides do not tell, where the matrix has one column
 
-  const T* at(int64_t r, int64_t k) const { return base + r * row_stride + k * depth_stride; }
+  int64_t index(int64_t r, int64_t k) const { return first + r * row_stride + k * depth_stride; }
+  // `count` rows from row r on, of an operand that is not transposed.
+  Operand strip(int64_t r, int64_t count) const {
+    Operand o = *this;
+    o.first = index(r, 0);
+    o.rows = count;
+    return o;
+  }
 };
 
-// Rows of a matrix, and its columns.
+// Rows of a matrix, and its columns; `first` is where they begin.
 template <class T>
-Operand<T> rows_of(const T* x, int64_t rows, int64_t stride, Columns<T> columns = {}) {
-  return {x, rows, stride, 1, columns, false};
+Operand<T> rows_of(const Source& x, int64_t rows, int64_t stride, Columns<T> columns = {},
+                   int64_t first = 0) {
+  return {x, first, rows, stride, 1, columns, false};
 }
 template <class T>
-Operand<T> columns_of(const T* x, int64_t count, int64_t stride, Columns<T> columns = {}) {
-  return {x, count, 1, stride, columns, true};
+Operand<T> columns_of(const Source& x, int64_t count, int64_t stride, Columns<T> columns = {},
+                      int64_t first = 0) {
+  return {x, first, count, 1, stride, columns, true};
 }
+template <class T>
+constexpr Element kElement = sizeof(T) == 8 ? Element::kDouble : Element::kFloat;
 
-// kPanel rows from row r on, `depth` deep from k on -> panel[depth][row], zero padded. One copy
-// serves both operands of a product: a register tile broadcasts from it and loads from it.
-template <bool kColumns, class T>
-void pack_panel_of(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
-  constexpr int P = kPanel<T>, L = kLanes<T>;
-  const int64_t rows = x.rows - r < P ? x.rows - r : P;
-  const bool across = x.transposed && rows == P, along = !x.transposed && rows == P;
-  struct Treat {  // of so many columns as lanes
-    Vec<T> mean, rest, scale;
-    SSLFAST_INLINE Vec<T> operator()(Vec<T> v) const {
-      return kColumns ? ((v - mean) - rest) * scale : v;
-    }
-  };
-  const auto treat = [&](int64_t column) {
-    const Columns<T>& c = x.columns;
-    return kColumns ? Treat{load(c.mean + column), load(c.rest + column), load(c.scale + column)}
-                    : Treat{};
-  };
-  int64_t d = 0;
-  if (across) {
-    Treat treats[kTileVectors];
-    SSLFAST_UNROLL
-    for (int v = 0; v < kTileVectors; ++v) treats[v] = treat(r + v * L);
-    for (; d < depth; ++d) SSLFAST_UNROLL
-    for (int v = 0; v < kTileVectors; ++v)
-      store(panel + d * P + v * L, treats[v](load(x.at(r + v * L, k + d))));
-  }
-  for (; along && d + L <= depth; d += L) {
-    const Treat treated = treat(k + d);
-    SSLFAST_UNROLL
-    for (int v = 0; v < kTileVectors; ++v)
-      transpose_square(x.at(r + v * L, k + d), x.row_stride, panel + d * P + v * L, P, treated);
-  }
-  for (; d < depth; ++d) {
-    for (int64_t c = 0; c < P; ++c) {
-      const int64_t column = x.transposed ? r + c : k + d;
-      panel[d * P + c] = c < rows ? x.columns.of(*x.at(r + c, k + d), column) : T(0);
-    }
-  }
-}
-template <class T>
-void pack_operand(const Operand<T>& x, int64_t r, int64_t k, int64_t depth, T* panel) {
-  if (x.columns)
-    pack_panel_of<true>(x, r, k, depth, panel);
-  else
-    pack_panel_of<false>(x, r, k, depth, panel);
-}
+// Which operand of a product a packed matrix is, and which products a tile of weights takes part in.
+enum class Side { kLeft, kRight };
+struct Sides {
+  bool rows, columns;  // W x, W^T x
+};
 
-// All rows of x (rows, depth) -> panels that follow each other.
+// How many bfloat16 terms stand for a number, where products are of bfloat16 alone.
+struct Terms {
+  int rows = 1, weights = 1;
+};
+
+// Part of a matrix of products; of one on the diagonal of a symmetric one, what lies above it.
+struct Area {
+  int64_t row, rows, column, columns;
+  bool upper = false;
+};
+
+// Rows that weights multiply: x (count, features), each times its weight where there are weights.
 template <class T>
-void pack_rows(const Pool& pool, const T* x, int64_t rows, int64_t depth, T* out) {
-  constexpr int P = kPanel<T>;
-  const Operand<T> operand = rows_of(x, rows, depth);
-  for_each(pool, (rows + P - 1) / P, [=](int, int64_t panel) {
-    pack_operand(operand, panel * P, 0, depth, out + panel * P * depth);
-  });
-}
+struct WeightedRows {
+  Source source;
+  int64_t features;
+  const T* weight;  // (count) or null
+};
+
+constexpr int64_t kOneChain = 0;  // all of a depth in one chain of multiply-adds
 
 template <class T>
 struct RegisterTile {
   Vec<T> acc[kTileRows][kTileVectors];  // (kTileRows, kPanel)
 };
 
-// acc = sum_k a(r, k) b(k, :), where a(r, k) = a[r * row_stride + k * depth_stride] and
-// b(k, :) = b[k * b_stride ...]. One of the two strides of a is 1.
+// Zero beyond `rows` and `columns`.
 template <class T>
-SSLFAST_INLINE RegisterTile<T> multiply(const T* a, int64_t row_stride, int64_t depth_stride,
-                                        const T* b, int64_t b_stride, int64_t depth) {
-  RegisterTile<T> t{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> bk[kTileVectors];
-    SSLFAST_UNROLL
-    for (int v = 0; v < kTileVectors; ++v) bk[v] = load(b + v * kLanes<T>);
-    SSLFAST_UNROLL
-    for (int r = 0; r < kTileRows; ++r) {
-      const Vec<T> ar = broadcast(a[r * row_stride]);
-      SSLFAST_UNROLL
-      for (int v = 0; v < kTileVectors; ++v) t.acc[r][v] += ar * bk[v];
-    }
-    a += depth_stride;
-    b += b_stride;
-  }
-  return t;
+SSLFAST_INLINE void zero_beyond(RegisterTile<T>& t, int64_t rows, int64_t columns) {
+  if (rows >= kTileRows && columns >= kPanel<T>) return;
+  for (int r = 0; r < kTileRows; ++r)
+    for (int v = 0; v < kTileVectors; ++v)
+      for (int lane = 0; lane < kLanes<T>; ++lane)
+        if (r >= rows || v * kLanes<T> + lane >= columns) t.acc[r][v][lane] = T(0);
 }
 
 // c (rows, columns) = tile, or += tile, c being a corner of a row-major matrix.
@@ -227,53 +195,6 @@ SSLFAST_INLINE void prefetch_tile(const T* c, int64_t stride, int64_t rows) {
   constexpr int kLine = 64 / int(sizeof(T));
   for (int64_t r = 0; r < rows && r < kTileRows; ++r)
     for (int d = 0; d < kPanel<T>; d += kLine) __builtin_prefetch(c + r * stride + d, 1);
-}
-
-// Rows that a product reads: x (count, features), each times its weight where there are weights.
-template <class T>
-struct WeightedRows {
-  const T* x;
-  const T* weight;  // (count) or null
-
-  WeightedRows from(int64_t row, int64_t features) const {
-    return {x + row * features, weight ? weight + row : nullptr};
-  }
-};
-
-// kPanel features of `depth` rows, from feature d on, side by side and zero padded. In place they
-// would lie a row apart, all in a few sets of the innermost cache.
-template <class T>
-void pack_panel(const WeightedRows<T>& rows, int64_t depth, int64_t features, int64_t d, T* panel) {
-  constexpr int P = kPanel<T>;
-  const int64_t width = features - d < P ? features - d : P;
-  for (int64_t k = 0; k < depth; ++k, panel += P) {
-    const T* x = rows.x + k * features + d;
-    const T weight = rows.weight ? rows.weight[k] : T(1);
-    if (width == P) {
-      SSLFAST_UNROLL
-      for (int v = 0; v < kTileVectors; ++v)
-        store(panel + v * kLanes<T>, load(x + v * kLanes<T>) * weight);
-    } else {
-      for (int64_t c = 0; c < P; ++c) panel[c] = c < width ? x[c] * weight : T(0);
-    }
-  }
-}
-
-// out (rows, features) += a (rows, depth) x (depth, features); strides of a as in multiply. `panel`
-// is scratch for depth x kPanel numbers.
-template <class T>
-void add_product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t rows, int64_t depth,
-                 const WeightedRows<T>& x, int64_t features, T* panel, T* out) {
-  for (int64_t d = 0; d < features; d += kPanel<T>) {
-    pack_panel(x, depth, features, d, panel);
-    for (int64_t r = 0; r < rows; r += kTileRows) {
-      T* corner = out + r * features + d;
-      prefetch_tile(corner, features, rows - r);
-      write_tile<true>(
-          multiply(a + r * row_stride, row_stride, depth_stride, panel, kPanel<T>, depth), corner,
-          features, rows - r, features - d);
-    }
-  }
 }
 
 }  // namespace sslfast::SSLFAST_ISA

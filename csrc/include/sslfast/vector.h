@@ -17,7 +17,7 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(SSLFAST_MATRIX)
 constexpr int kVectorBytes = 64;
 constexpr int kTileRows = 8;  // 8 x 2 accumulators hide the FMA latency of two 512-bit pipes
 #elif defined(__AVX2__)
@@ -146,16 +146,15 @@ SSLFAST_INLINE Vec<T> interleave_high(Vec<T> a, Vec<T> b) {
 }
 #endif
 
-// f of every row of a square of as many rows as lanes, from one matrix to another, transposed.
+// A square of as many rows as lanes, row(r) each, transposed.
 template <class T, class F>
-SSLFAST_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride,
-                                     const F& f) {
+SSLFAST_INLINE void transpose_square(const F& row, T* to, int64_t to_stride) {
   constexpr int L = kLanes<T>;
 #if defined(SSLFAST_SHUFFLES)
   // Interleaving the first half of the rows with the second, once for each bit of an index.
   Vec<T> rows[L], next[L];
   SSLFAST_UNROLL
-  for (int r = 0; r < L; ++r) rows[r] = f(load(from + r * from_stride));
+  for (int r = 0; r < L; ++r) rows[r] = row(r);
   SSLFAST_UNROLL
   for (int stage = 1; stage < L; stage *= 2) {
     SSLFAST_UNROLL
@@ -170,8 +169,8 @@ SSLFAST_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, 
   for (int r = 0; r < L; ++r) store(to + r * to_stride, rows[r]);
 #else
   for (int r = 0; r < L; ++r) {
-    const Vec<T> row = f(load(from + r * from_stride));
-    for (int c = 0; c < L; ++c) to[c * to_stride + r] = row[c];
+    const Vec<T> v = row(r);
+    for (int c = 0; c < L; ++c) to[c * to_stride + r] = v[c];
   }
 #endif
 }
@@ -195,7 +194,9 @@ SSLFAST_INLINE T largest(Vec<T> v) {
 // Keeps a product from being contracted with a following sum, where its own rounding is wanted.
 template <class T>
 SSLFAST_INLINE Vec<T> rounded(Vec<T> x) {
-#if defined(__x86_64__)
+#if defined(SSLFAST_EMULATE_TILES)
+  asm("" : "+m"(x));  // its vectors are wider than a register
+#elif defined(__x86_64__)
   asm("" : "+v"(x));
 #elif defined(__aarch64__)
   asm("" : "+w"(x));

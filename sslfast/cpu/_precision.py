@@ -1,0 +1,15 @@
+"""How float32 operands multiply on processors whose matrix instructions take bfloat16."""
+
+from __future__ import annotations
+
+import torch
+
+
+def float_terms() -> int:
+    """Bfloat16 terms of a float32 operand: 3 holds it exactly, 2 sixteen bits of it, 1 eight.
+
+    It follows what `torch` does with its own products on a CPU: ``torch.backends.mkldnn.matmul.
+    fp32_precision``, which `torch.set_float32_matmul_precision` sets too ("high" to 2 terms,
+    "medium" to 1). Without matrix instructions float32 products are of float32, whatever it says.
+    """
+    return {"bf16": 1, "tf32": 2}.get(torch.backends.mkldnn.matmul.fp32_precision, 3)
