@@ -91,8 +91,9 @@ def test_forced_backend_that_cannot_run_raises() -> None:
 
 def test_forced_instruction_set_that_is_missing_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "missing_reason", lambda: None)
-    monkeypatch.setattr(_library, "compiled_isas", lambda: ("baseline", "avx2"))
-    monkeypatch.setattr(_library, "supported_isas", lambda: ("baseline",))
+    missing = {"baseline": None, "avx2": "this processor has no avx2"}
+    isas = {name: _library.Isa(name, 0, reason) for name, reason in missing.items()}
+    monkeypatch.setattr(_library, "isas", lambda: isas)
     with sslfast.backend("cpu:avx2"), pytest.raises(RuntimeError, match="processor has no avx2"):
         sslfast.l2_normalize(ROWS)
     with (

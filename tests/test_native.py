@@ -17,6 +17,8 @@ from sslfast.testing import threads
 
 LIBRARY = Path(sslfast.__file__).parent / _library.LIBRARY_NAME
 ISAS = ("baseline", "avx2", "avx512")
+MATRIX_ISAS = ("avx512_bf16", "amx", "emulated")
+AVX512 = ("avx512", "avx512_bf16", "amx")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,16 @@ def native():
 
 
 def _require(native, isa: str) -> None:
-    if isa not in native.supported_isas():
+    if isa not in _library.supported_isas():
         pytest.skip(f"this processor or build has no {isa}")
 
 
 def test_report_names_what_was_built(native):
     info = native.build_info()
-    assert set(native.supported_isas()) <= set(info["isas"]) <= set(ISAS)
-    assert "baseline" in native.supported_isas()
+    assert tuple(info["isas"]) == _library.compiled_isas()
+    assert set(_library.supported_isas()) <= set(_library.compiled_isas()) <= {*ISAS, *MATRIX_ISAS}
+    assert {"baseline", "emulated"} <= set(_library.supported_isas())
+    assert _library.supported_isas()[-1] != "emulated"
     assert info["stable_abi"] == "2.10"
 
 
@@ -100,13 +104,15 @@ def test_direct_call_with_a_wrong_argument_raises(native):
     z = torch.randn(4, 3)
     one, forward = torch.ones(1), torch.ops.sslfast_native.similarity_logsumexp_cpu
     with pytest.raises(RuntimeError, match="queries must be contiguous"):
-        forward(z.T, None, one, None, None, None, False, 0, False, 0)
+        forward(z.T, None, one, None, None, None, False, 0, False, 3, 0)
     with pytest.raises(RuntimeError, match="instruction set"):
-        forward(z, None, one, None, None, None, False, 0, False, 9)
+        forward(z, None, one, None, None, None, False, 0, False, 3, 9)
+    with pytest.raises(RuntimeError, match="float_terms must be 1, 2 or 3"):
+        forward(z, None, one, None, None, None, False, 0, False, 4, 0)
     with pytest.raises(RuntimeError, match="columns need keys"):
-        forward(z, None, one, None, None, None, True, 0, False, 0)
+        forward(z, None, one, None, None, None, True, 0, False, 3, 0)
     with pytest.raises(RuntimeError, match="query_ids must be"):
-        forward(z, None, one, None, torch.arange(5), None, False, 0, False, 0)
+        forward(z, None, one, None, torch.arange(5), None, False, 0, False, 3, 0)
 
 
 def _tool(*command: str) -> list[str]:
@@ -121,10 +127,10 @@ def test_library_uses_only_the_stable_interface_of_torch(native):
     assert [line for line in needed if "at::" in line or "c10::" in line] == []
 
 
-@pytest.mark.parametrize(("register", "isas"), [("zmm", ISAS[2:]), ("ymm", ISAS[1:])])
+@pytest.mark.parametrize(("register", "isas"), [("zmm", AVX512), ("ymm", ("avx2", *AVX512))])
 def test_wide_registers_only_in_code_of_their_instruction_set(native, register, isas):
     """An inline function compiled for AVX-512 and linked into the baseline would crash there."""
-    if "avx512" not in native.compiled_isas():
+    if "avx512" not in _library.compiled_isas():
         pytest.skip("this build has the baseline only")
     users, function = set(), ""
     for line in _tool("objdump", "-d", "--no-show-raw-insn"):

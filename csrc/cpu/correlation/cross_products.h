@@ -17,7 +17,7 @@ template <class T>
 Terms terms_of(const FrobeniusProblem<T>& p) {
   if (p.a.element != Element::kBf16 && p.a.element != Element::kHalf)
     return {p.float_terms, p.float_terms};
-  return {p.a.element == Element::kBf16 && !p.a_columns ? 1 : 2, 2};
+  return {p.a.element == Element::kBf16 ? 1 : 2, 2};
 }
 
 // d_i = sum_n a_ni b_ni, for so many columns at a time that memory is read in long runs.
@@ -76,7 +76,7 @@ class Products {
     const int64_t most = p.others > p.features ? p.others : p.features;
     const int most_terms = terms_.rows > terms_.weights ? terms_.rows : terms_.weights;
     packing_ = p.workspace.template take<T>(
-        2 * Product<T>::packing_size(p.rows > most ? p.rows : most, kPackedDepth, most_terms));
+        2 * Product<T>::packing_size(p.rows > most ? p.rows : most, most_terms));
     const auto blocks = [](int64_t n) { return (n + kBlockGranule - 1) / kBlockGranule; };
     sums_ = p.workspace.template take<double>(blocks(strip_) * blocks(width_));
   }
@@ -153,8 +153,8 @@ class Products {
     });
   }
 
-  // out = factor x y^T + weight o other, from column `first` of both on. One of x and y is a
-  // product of the other kind, and so are its terms.
+  // out = factor x y^T + weight o other, from column `first` of both on; rows of `other` are as wide
+  // as those of `out`. One of x and y is a product itself, and so are its terms.
   void gradient(const Operand<T>& x, int x_terms, const Operand<T>& y, int y_terms, int64_t depth,
                 T* out, const Operand<T>& other, int64_t first, bool add, bool last) const {
     const int64_t stride = other.row_stride;
@@ -193,8 +193,10 @@ class Products {
       const Operand<T> x = strip_ == height_ ? columns_of<T>(products, width_, width_)
                                              : rows_of<T>(products, rows(first), width_);
       const Operand<T> y = columns_of<T>(mine.source, features, features, mine.columns);
-      gradient(x, terms_.weights, y, terms_.rows, p.rows, out + first * features,
-               other.strip(first, rows(first)), 0, false, true);
+      const Operand<T> opposite =
+          rows_of<T>(other.source, rows(first), features, other.columns, first * features);
+      gradient(x, terms_.weights, y, terms_.rows, p.rows, out + first * features, opposite, 0,
+               false, true);
     };
     side(of_b, a_, b_, p.da);
     side(of_a, b_, a_, p.db);
@@ -204,14 +206,17 @@ class Products {
     const T* product = p.cache ? p.cache : scratch_;
     if (!p.cache) cross_sum(first, nullptr, nullptr);
     const Source products = numbers(product);
-    if (p.da)
+    if (p.da) {
+      const Operand<T> other = rows_of<T>(b_.source, p.rows, p.features, b_.columns);
       gradient(b_, terms_.rows, rows_of<T>(products, rows(first), width_), terms_.weights, p.others,
-               p.da, b_, first, false, true);
+               p.da, other, first, false, true);
+    }
     if (p.db) {
       const Operand<T> x =
           rows_of<T>(a_.source, p.rows, p.features, a_.columns.from(first), first);
+      const Operand<T> other = rows_of<T>(a_.source, p.rows, p.others, a_.columns);
       gradient(x, terms_.rows, columns_of<T>(products, width_, width_), terms_.weights, rows(first),
-               p.db, a_, 0, first > 0, first + strip_ >= height_);
+               p.db, other, 0, first > 0, first + strip_ >= height_);
     }
   }
   static Source numbers(const T* x) { return {x, kElement<T>}; }

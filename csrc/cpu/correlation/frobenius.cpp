@@ -83,7 +83,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& args, int64_t cache_
   Tensor total = empty({}, kDtype<T>);
   Tensor diagonal = empty({args.split_diagonal ? args.a.size(1) : 0}, kDtype<T>);
   Tensor cache = empty({cache_elements}, kDtype<T>);
-  if (cache_elements) prefer_huge_pages(cache);
   TorchWorkspace workspace;
   FrobeniusForward<T> p;
   args.fill(p, strip_elements, workspace);
@@ -102,7 +101,6 @@ std::tuple<Tensor, Tensor> backward(const Arguments& args, double dtotal, const 
                                         const FrobeniusBackward<T>&)) {
   const auto gradient = [&](bool wanted, int64_t features) {
     Tensor t = wanted ? empty({args.a.size(0), features}, kDtype<T>) : empty({0}, kDtype<T>);
-    if (wanted) prefer_huge_pages(t);
     return t;
   };
   Tensor da = gradient(need_a, args.a.size(1));

@@ -79,7 +79,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> standardize_cpu(
   check_columns(mean, "mean", x);
   check_columns(variance, "variance", x);
   Tensor y = empty({x.size(0), x.size(1)}, dtype);
-  prefer_huge_pages(y);
   Tensor rest = empty({given ? 0 : x.size(1)}, dtype);
   const StandardizeKernels& kernels = standardize_kernels_for(int(isa));
   if (dtype == ScalarType::Float)
@@ -136,7 +135,6 @@ std::tuple<Tensor, Tensor, Tensor> standardize_backward_cpu(Tensor dy, Tensor dm
   const int64_t learned = given && need_statistics ? x.size(1) : 0;
   const ColumnGradients columns{dmean, dvariance, zeros({learned}, dtype), zeros({learned}, dtype)};
   Tensor dx = empty({x.size(0), x.size(1)}, dtype);
-  prefer_huge_pages(dx);
   const StandardizeKernels& kernels = standardize_kernels_for(int(isa));
   if (dtype == ScalarType::Float)
     backward<float>(dy, x, mean, variance, rest, columns, dx, rule, kernels.backward_float);

@@ -163,12 +163,13 @@ class ForwardPass {
     row_sum_ = w.take<double>(p.rows);
     const Operands<T>& all = tiling_.all();
     cache_ = {p.cache, p.cache_elements, all.row_blocks, all.key_blocks, tiling_.symmetric()};
+    if (cache_) cache_.shift() = T(__builtin_nan(""));
+    if (Packed<T>::repeats_sooner(tiling_.terms().rows)) cache_ = {};
     col_sum_ = tiling_.symmetric() ? row_sum_ : columns_ ? w.take<double>(p.keys) : nullptr;
   }
 
   void run() {
     const double bound = exponent_bound(p_);
-    if (cache_) cache_.shift() = T(__builtin_nan(""));
     if (p_.mean_keys.rows) *p_.mean_keys.valid = T(0);
     // Above this reach a row may well have no term within range of the shift: do not try.
     if (bound <= 2.2 * kHead<T>) {

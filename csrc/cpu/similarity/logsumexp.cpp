@@ -90,7 +90,6 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_ele
   // The means are added up in place.
   Tensor cache =
       mean_keys ? zeros({cache_elements}, kDtype<T>) : empty({cache_elements}, kDtype<T>);
-  if (cache_elements) prefer_huge_pages(cache);
   const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
   TorchWorkspace workspace;
   SimilarityForward<T> p;

@@ -43,7 +43,7 @@ Area area_of(const Operands<T>& o, int64_t I, int64_t J) {
 // f(i, j, tile) for every register tile of block pair (I, J); i and j count within the blocks.
 template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J, const F& f) {
-  for_each_register_tile<kOneChain>(o.q, o.k, area_of(o, I, J), [](int64_t, int64_t) {}, f);
+  for_each_register_tile(o.q, o.k, area_of(o, I, J), f);
 }
 
 // Logits of one register row, without its offsets.
@@ -84,40 +84,59 @@ class Turns {
   int64_t* done_;
 };
 
-// Every unordered pair of n blocks once, diagonal included, in rounds in which a block is in one
-// tile at most (the circle method on an odd number of places; with n even one place is empty).
+// Neighbouring blocks that one task takes together: a pair of groups reads each block from the outer
+// cache once and uses it as often as the other has blocks. As with the size of a block, only where there are so many
+// that threads find work.
+struct Groups {
+  int64_t blocks, size, count;
+
+  explicit Groups(int64_t n) : blocks(n), size(n >= 32 ? 4 : 1), count((n + size - 1) / size) {}
+  int64_t first(int64_t group) const { return group * size; }
+  int64_t last(int64_t group) const {
+    return (group + 1) * size < blocks ? (group + 1) * size : blocks;
+  }
+};
+
+// Every unordered pair of n blocks once, diagonal included, in rounds in which a group is in one
+// task at most (the circle method on an odd number of places; with n even one place is empty).
 // tile(worker, I, J) may add to rows I and rows J in place.
 template <class F>
 void visit_symmetric(const Pool& pool, const Workspace& workspace, int64_t n, const F& tile) {
-  const int64_t places = n | 1, tasks = (places + 1) / 2;
+  const Groups groups(n);
+  const int64_t places = groups.count | 1, tasks = (places + 1) / 2;
   const Turns turns(workspace, places);
   for_each(pool, places * tasks, [&](int worker, int64_t index) {
     const int64_t round = index / tasks, t = index % tasks;
-    const int64_t I = (round + t) % places, J = (round + places - t) % places;
-    turns.wait(I, round);
-    turns.wait(J, round);
-    if (I < n && J < n) tile(worker, I, J);
-    turns.finish(I, round);
-    turns.finish(J, round);
+    const int64_t A = (round + t) % places, B = (round + places - t) % places;
+    turns.wait(A, round);
+    turns.wait(B, round);
+    if (A < groups.count && B < groups.count)
+      for (int64_t I = groups.first(A); I < groups.last(A); ++I)
+        for (int64_t J = A == B ? I : groups.first(B); J < groups.last(B); ++J) tile(worker, I, J);
+    turns.finish(A, round);
+    turns.finish(B, round);
   });
 }
 
-// Every pair of a row block and a key block once, in Latin-square rounds: no two tiles of a round
-// share a row block or a key block. tile(worker, I, J) may add to rows I and keys J in place.
+// Every pair of a row block and a key block once, in Latin-square rounds: no two tasks of a round
+// share a group of rows or of keys. tile(worker, I, J) may add to rows I and keys J in place.
 template <class F>
 void visit_two_way(const Pool& pool, const Workspace& workspace, int64_t row_blocks,
                    int64_t key_blocks, const F& tile) {
-  const bool wide = row_blocks <= key_blocks;
-  const int64_t few = wide ? row_blocks : key_blocks, many = wide ? key_blocks : row_blocks;
+  const Groups rows(row_blocks), keys(key_blocks);
+  const bool wide = rows.count <= keys.count;
+  const int64_t few = wide ? rows.count : keys.count, many = wide ? keys.count : rows.count;
   const Turns few_turns(workspace, few), many_turns(workspace, many);
   for_each(pool, few * many, [&](int worker, int64_t index) {
     const int64_t round = index / few, a = index % few, b = (a + round) % many;
-    // Block b meets a = min(b, few - 1), ..., 1, 0 and, after the rounds in which it has no
+    // Group b meets a = min(b, few - 1), ..., 1, 0 and, after the rounds in which it has no
     // partner, those from few - 1 down that are left.
     const int64_t turn = (b < few ? b : few - 1) - a + (round > b ? few : 0);
+    const int64_t A = wide ? a : b, B = wide ? b : a;
     few_turns.wait(a, round);
     many_turns.wait(b, turn);
-    wide ? tile(worker, a, b) : tile(worker, b, a);
+    for (int64_t I = rows.first(A); I < rows.last(A); ++I)
+      for (int64_t J = keys.first(B); J < keys.last(B); ++J) tile(worker, I, J);
     few_turns.finish(a, round);
     many_turns.finish(b, turn);
   });
@@ -126,8 +145,10 @@ void visit_two_way(const Pool& pool, const Workspace& workspace, int64_t row_blo
 // Every pair once, each row block in one hand: only rows are written.
 template <class F>
 void visit_rows(const Pool& pool, int64_t row_blocks, int64_t key_blocks, const F& tile) {
-  for_each(pool, row_blocks, [&](int worker, int64_t I) {
-    for (int64_t J = 0; J < key_blocks; ++J) tile(worker, I, J);
+  const Groups rows(row_blocks);
+  for_each(pool, rows.count, [&](int worker, int64_t A) {
+    for (int64_t J = 0; J < key_blocks; ++J)
+      for (int64_t I = rows.first(A); I < rows.last(A); ++I) tile(worker, I, J);
   });
 }
 

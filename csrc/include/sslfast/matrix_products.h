@@ -64,14 +64,14 @@ void read_tile(const S* data, const Operand<float>& x, const float* weights, int
   }
 }
 
-// Two tiles make a step; steps of a term follow each other, then terms, then panels of 32 rows.
+// Two tiles make a step; a step's terms follow each other, then steps, then panels of 32 rows.
 SSLFAST_INLINE void write_tile_of(const TileNumbers& from, bool transposed, Side side, int terms,
-                                  uint16_t* to, int64_t term_stride) {
+                                  uint16_t* to) {
   Vec<float> left[TileNumbers::kVectors];
   for (int n = 0; n < TileNumbers::kVectors; ++n) left[n] = from.vector(n);
-  for (int t = 0; t < terms; ++t, to += term_stride) {
+  for (int t = 0; t < terms; ++t, to += kStepElements) {
     Words term[TileNumbers::kVectors], words[16];
-    take_term(left, term, t + 1 == terms);
+    take_term<false>(left, term);
     for (int n = 0; n < 16; ++n)
       words[n] = transposed ? pairs(term[2 * n], term[2 * n + 1])
                             : neighbours(term[2 * n], term[2 * n + 1]);
@@ -96,6 +96,10 @@ class Packed {
   static int64_t size(int64_t rows, int64_t depth, int terms) {
     return round_up(rows, kBlock) * round_up(depth, kBlock) * terms / 2;
   }
+  // Whether a product is taken again sooner than its exponentials are read.
+  static bool repeats_sooner(int terms) { return terms == 1; }
+  // Depth that is packed at a time where a product is deep: 1 to 1.5 KiB of each row.
+  static int64_t chunk(int terms) { return terms == 1 ? 512 : terms == 2 ? 384 : 256; }
   static int64_t panels(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 
   Packed() = default;
@@ -108,6 +112,7 @@ class Packed {
 
   int64_t depth() const { return depth_; }
   int64_t steps() const { return steps_; }
+  int terms() const { return terms_; }
   // A panel of the operand, from depth k on.
   void pack(const Operand<T>& x, int64_t panel, int64_t k) const {
     pack_steps(x, nullptr, panel, k, depth_, 0, steps_);
@@ -122,18 +127,16 @@ class Packed {
           read_tile(data, x, weights, panel * kBlock + half * 16, k + step * kBlock,
                     depth - step * kBlock, numbers);
           write_tile_of(numbers, x.transposed, side_, terms_,
-                        at(panel, step) + half * kTileElements, steps_ * kStepElements);
+                        at(panel, step) + half * kTileElements);
         }
     });
   }
   // The panel's rows from step `step` on.
-  Factor factor(int64_t panel, int64_t step = 0) const {
-    return {at(panel, step), steps_ * kStepElements, terms_};
-  }
+  Factor factor(int64_t panel, int64_t step = 0) const { return {at(panel, step), terms_}; }
 
  private:
   uint16_t* at(int64_t panel, int64_t step) const {
-    return memory_ + (panel * terms_ * steps_ + step) * kStepElements;
+    return memory_ + (panel * steps_ + step) * terms_ * kStepElements;
   }
 
   uint16_t* memory_ = nullptr;
@@ -167,20 +170,44 @@ SSLFAST_INLINE RegisterTile<float> register_tile(const float* c, int64_t row) {
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T, and for those that fill its last
-// blocks; i and j count from its corner, which lies at a block's. ahead(i, j) says which one comes
-// next.
-template <int64_t kChain, class T, class A, class F>
+// blocks; i and j count from its corner, which lies at a block's.
+template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const A& ahead, const F& f) {
+                                           const F& f) {
+  const MatrixUnit unit;
+  alignas(64) float c[kBlockNumbers];
+  for (int64_t j = 0; j < area.columns; j += kBlock) {
+    const Factor right = y.factor((area.column + j) / kBlock);
+    for (int64_t i = 0; i < area.rows; i += kBlock) {
+      unit.template multiply<false>(x.factor((area.row + i) / kBlock), right, x.steps(),
+                                    BlockAt::packed(c));
+      for (int64_t r = 0; r < kBlock; r += kTileRows) f(i + r, j, register_tile(c, r));
+    }
+  }
+}
+
+// out = x y^T, or += x y^T, over an area whose corner is `out`.
+template <bool kAdd, class T>
+void multiply_area(const Packed<T>& x, const Packed<T>& y, const Area& area, T* out,
+                   int64_t stride) {
   const MatrixUnit unit;
   alignas(64) float c[kBlockNumbers];
   for (int64_t j = 0; j < area.columns; j += kBlock) {
     const Factor right = y.factor((area.column + j) / kBlock);
     for (int64_t i = 0; i < area.rows; i += kBlock) {
       if (area.upper && i > j) break;
-      for (int64_t r = 0; r < kBlock; r += kTileRows) ahead(i + r, j);
-      unit.template multiply<false>(x.factor((area.row + i) / kBlock), right, x.steps(), c);
-      for (int64_t r = 0; r < kBlock; r += kTileRows) f(i + r, j, register_tile(c, r));
+      const Factor left = x.factor((area.row + i) / kBlock);
+      const int64_t rows = area.rows - i, columns = area.columns - j;
+      float* corner = out + i * stride + j;
+      if (rows >= kBlock && columns >= kBlock) {
+        if (kAdd && rows >= 2 * kBlock)
+          prefetch(BlockAt::in_matrix(corner + kBlock * stride, stride));
+        unit.template multiply<kAdd>(left, right, x.steps(), BlockAt::in_matrix(corner, stride));
+        continue;
+      }
+      unit.template multiply<false>(left, right, x.steps(), BlockAt::packed(c));
+      for (int64_t r = 0; r < rows && r < kBlock; r += kTileRows)
+        write_tile<kAdd>(register_tile(c, r), corner + r * stride, stride, rows - r, columns);
     }
   }
 }
@@ -204,39 +231,42 @@ class WeightTile {
   // Register tile (i, j).
   SSLFAST_INLINE void put(int64_t i, int64_t j, const RegisterTile<T>& w) const {
     const int64_t I = i / kBlock, J = j / kBlock, row = i % kBlock;
-    uint16_t* left = left_ + (I * terms_ * column_steps_ + J) * kStepElements + row * 32;
-    uint16_t* right = right_ + (J * terms_ * row_steps_ + I) * kStepElements + row / 2 * 32;
+    uint16_t* left = left_ + (I * column_steps_ + J) * terms_ * kStepElements + row * 32;
+    uint16_t* right = right_ + (J * row_steps_ + I) * terms_ * kStepElements + row / 2 * 32;
     RegisterTile<T> rest = w;
-    for (int t = 0; t < terms_; ++t) {
-      Words term[kTileRows][kTileVectors];
-      SSLFAST_UNROLL
-      for (int r = 0; r < kTileRows; ++r) take_term(rest.acc[r], term[r], t + 1 == terms_);
-      if (sides_.rows) {
-        SSLFAST_UNROLL
-        for (int r = 0; r < kTileRows; ++r)
-          store_words(left + r * 32, neighbours(term[r][0], term[r][1]));
-        left += column_steps_ * kStepElements;
-      }
-      if (sides_.columns) {
-        SSLFAST_UNROLL
-        for (int r = 0; r < kTileRows; r += 2) SSLFAST_UNROLL
-        for (int v = 0; v < 2; ++v)
-          store_words(right + v * kTileElements + r / 2 * 32, pairs(term[r][v], term[r + 1][v]));
-        right += row_steps_ * kStepElements;
-      }
-    }
+    for (int t = 1; t < terms_; ++t, left += kStepElements, right += kStepElements)
+      put_term<false>(rest, left, right);
+    put_term<true>(rest, left, right);
   }
 
   // Rows of panel I, and columns of panel J.
   Factor left(int64_t I) const {
-    return {left_ + I * terms_ * column_steps_ * kStepElements, column_steps_ * kStepElements,
-            terms_};
+    return {left_ + I * column_steps_ * terms_ * kStepElements, terms_};
   }
   Factor right(int64_t J) const {
-    return {right_ + J * terms_ * row_steps_ * kStepElements, row_steps_ * kStepElements, terms_};
+    return {right_ + J * row_steps_ * terms_ * kStepElements, terms_};
   }
 
  private:
+  // The next term of a register tile; what it leaves, unless it is the last.
+  template <bool kLast>
+  SSLFAST_INLINE void put_term(RegisterTile<T>& rest, uint16_t* left, uint16_t* right) const {
+    SSLFAST_UNROLL
+    for (int r = 0; r < kTileRows; r += 2) {
+      Words first[kTileVectors], second[kTileVectors];
+      take_term<kLast>(rest.acc[r], first);
+      take_term<kLast>(rest.acc[r + 1], second);
+      if (sides_.rows) {
+        store_words(left + r * 32, neighbours(first[0], first[1]));
+        store_words(left + (r + 1) * 32, neighbours(second[0], second[1]));
+      }
+      if (sides_.columns) {
+        store_words(right + r / 2 * 32, pairs(first[0], second[0]));
+        store_words(right + kTileElements + r / 2 * 32, pairs(first[1], second[1]));
+      }
+    }
+  }
+
   Sides sides_;
   int terms_;
   int64_t row_steps_, column_steps_;
@@ -257,6 +287,9 @@ class BlockSums {
   }
   float* block(int64_t I, int64_t J) const { return memory_ + (I * columns_ + J) * kBlockNumbers; }
   int64_t columns() const { return columns_; }
+  void prefetch(int64_t I, int64_t J) const {
+    SSLFAST_ISA::prefetch(BlockAt::packed(block(I, J)));
+  }
 
  private:
   float* memory_ = nullptr;
@@ -286,10 +319,14 @@ class RowProduct {
   void add(const WeightTile<T>& w, const Area& area) const {
     const MatrixUnit unit;
     const int64_t step = (area.column - first_) / kBlock, steps = Packed<T>::panels(area.columns);
-    for (int64_t I = 0; I < Packed<T>::panels(area.rows); ++I)
-      for (int64_t d = 0; d < sums_.columns(); ++d)
+    const int64_t first = area.row / kBlock, count = Packed<T>::panels(area.rows);
+    for (int64_t d = 0; d < sums_.columns(); ++d)
+      for (int64_t I = 0; I < count; ++I) {
+        const bool more = I + 1 < count;
+        sums_.prefetch(first + (more ? I + 1 : 0), d + (more ? 0 : 1));
         unit.template multiply<true>(w.left(I), packed_.factor(d, step), steps,
-                                     sums_.block(area.row / kBlock + I, d));
+                                     BlockAt::packed(sums_.block(first + I, d)));
+      }
   }
   void finish(const Pool& pool) const {
     for_each(pool, Packed<T>::panels(count_), [&](int, int64_t I) {
@@ -328,10 +365,14 @@ class ColumnProduct {
   void add(const WeightTile<T>& w, const Area& area) const {
     const MatrixUnit unit;
     const int64_t step = area.row / kBlock, steps = Packed<T>::panels(area.rows);
+    const int64_t first = area.column / kBlock;
     for (int64_t J = 0; J < Packed<T>::panels(area.columns); ++J)
-      for (int64_t d = 0; d < sums_.columns(); ++d)
+      for (int64_t d = 0; d < sums_.columns(); ++d) {
+        const bool more = d + 1 < sums_.columns();
+        sums_.prefetch(first + J + (more ? 0 : 1), more ? d + 1 : 0);
         unit.template multiply<true>(packed_.factor(d, step), w.right(J), steps,
-                                     sums_.block(area.column / kBlock + J, d));
+                                     BlockAt::packed(sums_.block(first + J, d)));
+      }
   }
   void finish(const Pool& pool) const {
     for_each(pool, Packed<T>::panels(count_), [&](int, int64_t J) {

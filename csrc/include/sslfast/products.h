@@ -6,12 +6,6 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-// Depth of the contraction that is packed at a time, for all rows of both operands. Deep enough
-// that the output, whose rows may share a few sets of the cache, is seldom touched.
-constexpr int64_t kPackedDepth = 384;
-// Depth of one chain of multiply-adds: rounding grows with its length.
-constexpr int64_t kChainDepth = 128;
-
 // Square blocks of an (n, m) matrix: at least 32 tiles where there are rows enough, so that many
 // threads find work. The size depends on the shape alone: a sum over tiles may not depend on the
 // machine's number of threads.
@@ -23,6 +17,9 @@ inline int64_t block_size(int64_t n, int64_t m, bool symmetric) {
   return kBlockGranule;
 }
 
+// Columns of packed rows that stay in a core's own cache while all rows go by.
+constexpr int64_t kGroupBytes = 1 << 20;
+
 struct Tile {
   int64_t index, row, rows, column, columns;
   // Of a symmetric product: its transpose is a tile too; or it is its own transpose.
@@ -33,9 +30,10 @@ struct Tile {
 template <class T>
 class Product {
  public:
-  // Numbers of memory that packing an operand takes, whatever its depth and side.
-  static int64_t packing_size(int64_t rows, int64_t depth, int terms) {
-    return Packed<T>::size(rows, depth < kPackedDepth ? depth : kPackedDepth, terms);
+  // Numbers of memory that packing an operand takes, of whatever depth and side. The terms are the
+  // most that either operand has.
+  static int64_t packing_size(int64_t rows, int terms) {
+    return Packed<T>::size(rows, Packed<T>::chunk(terms), terms);
   }
 
   // packing: memory for both operands. Terms are those of x and of y.
@@ -49,11 +47,14 @@ class Product {
         depth_(depth),
         symmetric_(!y),
         shared_(symmetric_ && !Packed<T>::kSidesDiffer),
+        chunk_(Packed<T>::chunk(x_terms > y_terms ? x_terms : y_terms)),
         x_memory_(packing),
-        y_memory_(packing + (shared_ ? 0 : packing_size(x.rows, depth, x_terms))) {
+        y_memory_(packing + (shared_ ? 0 : Packed<T>::size(x.rows, chunk_, x_terms))) {
     const int64_t size = block_size(x_.rows, y_.rows, symmetric_);
     rows_ = {size, (x_.rows + size - 1) / size};
     columns_ = {size, (y_.rows + size - 1) / size};
+    const int64_t bytes = Packed<T>::size(size, chunk_, y_terms_) * int64_t(sizeof(T));
+    group_ = bytes < kGroupBytes ? kGroupBytes / bytes : 1;
   }
 
   int64_t tiles() const {
@@ -64,8 +65,8 @@ class Product {
   // thread that has it in its cache.
   template <class F>
   void run(T* out, int64_t stride, bool add, const F& finished) const {
-    for (int64_t k = 0; k < depth_; k += kPackedDepth) {
-      const int64_t depth = depth_ - k < kPackedDepth ? depth_ - k : kPackedDepth;
+    for (int64_t k = 0; k < depth_; k += chunk_) {
+      const int64_t depth = depth_ - k < chunk_ ? depth_ - k : chunk_;
       const Packed<T> x(x_memory_, depth, Side::kLeft, x_terms_);
       const Packed<T> y(y_memory_, depth, Side::kRight, y_terms_);
       pack(x, y, k);
@@ -81,21 +82,27 @@ class Product {
   }
 
  private:
+  // Tiles go by groups of columns, and in a group row by row.
   Tile locate(int64_t task) const {
-    int64_t I = 0, J = task;
-    if (symmetric_) {
-      for (; J >= columns_.count - I; ++I) J -= columns_.count - I;
-      J += I;
-    } else {
-      I = task / columns_.count;
-      J = task % columns_.count;
+    int64_t I = 0, J = 0, left = task;
+    for (int64_t first = 0; first < columns_.count; first += group_) {
+      const int64_t last = first + group_ < columns_.count ? first + group_ : columns_.count;
+      const int64_t rows = symmetric_ ? last : rows_.count;
+      for (I = 0; I < rows; ++I) {
+        J = symmetric_ && I > first ? I : first;
+        if (left < last - J) break;
+        left -= last - J;
+      }
+      if (I < rows) break;
     }
+    J += left;
     return {task,
             rows_.first(I),
             rows_.width(I, x_.rows),
             columns_.first(J),
             columns_.width(J, y_.rows),
-            symmetric_ && I != J};
+            symmetric_ && I != J,
+            symmetric_ && I == J};
   }
 
   void pack(const Packed<T>& x, const Packed<T>& y, int64_t k) const {
@@ -108,19 +115,10 @@ class Product {
   void multiply_tile(const Packed<T>& x, const Packed<T>& y, const Tile& tile, T* out,
                      int64_t stride, bool add) const {
     T* corner = out + tile.row * stride + tile.column;
-    const auto ahead = [&](int64_t i, int64_t j) {
-      prefetch_tile(corner + i * stride + j, stride, tile.rows - i);
-    };
     // The mirror image has what lies below the diagonal.
     const Area area{tile.row, tile.rows, tile.column, tile.columns, tile.diagonal};
-    for_each_register_tile<kChainDepth>(
-        x, y, area, ahead, [&](int64_t i, int64_t j, const RegisterTile<T>& product) {
-          T* to = corner + i * stride + j;
-          if (add)
-            write_tile<true>(product, to, stride, tile.rows - i, tile.columns - j);
-          else
-            write_tile<false>(product, to, stride, tile.rows - i, tile.columns - j);
-        });
+    add ? multiply_area<true>(x, y, area, corner, stride)
+        : multiply_area<false>(x, y, area, corner, stride);
   }
 
   // The transpose of a tile to where it belongs; of a diagonal tile what lies above its diagonal.
@@ -146,6 +144,7 @@ class Product {
   int x_terms_, y_terms_;
   int64_t depth_;
   bool symmetric_, shared_;
+  int64_t chunk_, group_;
   T *x_memory_, *y_memory_;
   Blocks rows_, columns_;
 };

@@ -147,21 +147,27 @@ struct WeightedRows {
   const T* weight;  // (count) or null
 };
 
-constexpr int64_t kOneChain = 0;  // all of a depth in one chain of multiply-adds
-
 template <class T>
 struct RegisterTile {
   Vec<T> acc[kTileRows][kTileVectors];  // (kTileRows, kPanel)
 };
 
-// Zero beyond `rows` and `columns`.
+// Zero beyond `rows` and `columns`. Whole tiles, the most, stay in registers.
 template <class T>
 SSLFAST_INLINE void zero_beyond(RegisterTile<T>& t, int64_t rows, int64_t columns) {
-  if (rows >= kTileRows && columns >= kPanel<T>) return;
+  if (__builtin_expect(rows >= kTileRows && columns >= kPanel<T>, 1)) return;
+  T numbers[kTileRows * kPanel<T>];
+  SSLFAST_UNROLL
+  for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+  for (int v = 0; v < kTileVectors; ++v)
+    store(numbers + r * kPanel<T> + v * kLanes<T>, t.acc[r][v]);
   for (int r = 0; r < kTileRows; ++r)
-    for (int v = 0; v < kTileVectors; ++v)
-      for (int lane = 0; lane < kLanes<T>; ++lane)
-        if (r >= rows || v * kLanes<T> + lane >= columns) t.acc[r][v][lane] = T(0);
+    for (int c = 0; c < kPanel<T>; ++c)
+      if (r >= rows || c >= columns) numbers[r * kPanel<T> + c] = T(0);
+  SSLFAST_UNROLL
+  for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
+  for (int v = 0; v < kTileVectors; ++v)
+    t.acc[r][v] = load(numbers + r * kPanel<T> + v * kLanes<T>);
 }
 
 // c (rows, columns) = tile, or += tile, c being a corner of a row-major matrix.

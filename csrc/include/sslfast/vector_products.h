@@ -60,6 +60,11 @@ class Packed {
 
   // Numbers of T that `rows` take.
   static int64_t size(int64_t rows, int64_t depth, int) { return round_up(rows, kPanel<T>) * depth; }
+  // Whether a product is taken again sooner than its exponentials are read.
+  static bool repeats_sooner(int) { return false; }
+  // Depth that is packed at a time where a product is deep: so that the output, whose rows may share
+  // a few sets of the cache, is seldom touched.
+  static int64_t chunk(int) { return 384; }
   static int64_t panels(int64_t rows) { return (rows + kPanel<T> - 1) / kPanel<T>; }
 
   Packed() = default;
@@ -109,16 +114,18 @@ SSLFAST_INLINE RegisterTile<T> multiply(const T* a, int64_t row_stride, int64_t 
   return t;
 }
 
-// A register tile of two packed panels, in chains of so many multiply-adds that are added up.
-template <int64_t kChain, class T>
-SSLFAST_INLINE RegisterTile<T> multiply_panels(const T* x, const T* y, int64_t depth) {
+// Depth of one chain of multiply-adds, where products are deep: rounding grows with its length.
+constexpr int64_t kChainDepth = 128;
+
+// A register tile of two packed panels, in chains that are added up.
+template <class T>
+SSLFAST_INLINE RegisterTile<T> multiply_in_chains(const T* x, const T* y, int64_t depth) {
   constexpr int P = kPanel<T>;
-  if (kChain == kOneChain) return multiply(x, 1, P, y, P, depth);
-  RegisterTile<T> total = multiply(x, 1, P, y, P, depth < kChain ? depth : kChain);
-  for (int64_t k = kChain; k < depth; k += kChain) {
+  RegisterTile<T> total = multiply(x, 1, P, y, P, depth < kChainDepth ? depth : kChainDepth);
+  for (int64_t k = kChainDepth; k < depth; k += kChainDepth) {
     const int64_t left = depth - k;
     const RegisterTile<T> chain =
-        multiply(x + k * P, 1, P, y + k * P, P, left < kChain ? left : kChain);
+        multiply(x + k * P, 1, P, y + k * P, P, left < kChainDepth ? left : kChainDepth);
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; ++r) SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v) total.acc[r][v] += chain.acc[r][v];
@@ -127,17 +134,30 @@ SSLFAST_INLINE RegisterTile<T> multiply_panels(const T* x, const T* y, int64_t d
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T; i and j count from its corner.
-// ahead(i, j) says which one comes next.
-template <int64_t kChain, class T, class A, class F>
+template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const A& ahead, const F& f) {
+                                           const F& f) {
+  constexpr int P = kPanel<T>;
+  for (int64_t j = 0; j < area.columns; j += P) {
+    const T* b = y.at(area.column + j);
+    for (int64_t i = 0; i < area.rows; i += kTileRows)
+      f(i, j, multiply(x.at(area.row + i), 1, P, b, P, x.depth()));
+  }
+}
+
+// out = x y^T, or += x y^T, over an area whose corner is `out`.
+template <bool kAdd, class T>
+void multiply_area(const Packed<T>& x, const Packed<T>& y, const Area& area, T* out,
+                   int64_t stride) {
   constexpr int P = kPanel<T>;
   for (int64_t j = 0; j < area.columns; j += P) {
     const T* b = y.at(area.column + j);
     for (int64_t i = 0; i < area.rows; i += kTileRows) {
       if (area.upper && i >= j + P) break;
-      ahead(i, j);
-      f(i, j, multiply_panels<kChain>(x.at(area.row + i), b, x.depth()));
+      T* corner = out + i * stride + j;
+      prefetch_tile(corner, stride, area.rows - i);
+      write_tile<kAdd>(multiply_in_chains(x.at(area.row + i), b, x.depth()), corner, stride,
+                       area.rows - i, area.columns - j);
     }
   }
 }

@@ -2,8 +2,7 @@
 // bfloat16 and add float32:
 //   x = x_0 + x_1 + x_2,   x_t the bfloat16 nearest to what the terms before it left.
 // A term has 8 bits: one is a bfloat16, two hold a float16, three any float32 (Henry, Tang, Heinecke
-// 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype", section 3). In a product of two
-// such sums the pairs with a + b >= terms are left out: each is below 2^(-9 terms) of the product.
+// 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype", section 3).
 #pragma once
 
 #include "sslfast/elements.h"
@@ -56,13 +55,13 @@ SSLFAST_INLINE Words neighbours(Words first, Words second) {
 // Two rows of 16 columns, a pair for each column.
 SSLFAST_INLINE Words pairs(Words first, Words second) { return (first >> 16) | second; }
 
-// The next term of every vector, taken from it.
-template <int kCount>
-SSLFAST_INLINE void take_term(Vec<float> (&x)[kCount], Words (&term)[kCount], bool last) {
+// The next term of every vector, which is taken from it unless it is the last.
+template <bool kLast, int kCount>
+SSLFAST_INLINE void take_term(Vec<float> (&x)[kCount], Words (&term)[kCount]) {
   SSLFAST_UNROLL
   for (int n = 0; n < kCount; ++n) {
     term[n] = upper_halves(x[n]);
-    if (!last) x[n] -= reinterpret_cast<Vec<float>>(term[n]);
+    if constexpr (!kLast) x[n] -= reinterpret_cast<Vec<float>>(term[n]);
   }
 }
 
