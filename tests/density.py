@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 
-from sslfast import _library
+from sslfast import _backends, _library
 
 SWITCH = "SSLFAST_TESTS"
 DENSITIES = ("thin", "full")
@@ -162,6 +162,11 @@ def nowhere(at: Point) -> bool:
 def one_chip(at: Point) -> bool:
     """The one whose form of the code has everything."""
     return at.params["arch"] == CHIP
+
+
+def examples(count: int) -> int:
+    """Of what hypothesis draws; the interpreter takes a second for each."""
+    return count if FULL or not _backends.INTERPRETED else count // 4
 
 
 def thin_out(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -106,9 +106,9 @@ FAULTS = (
     similarity(
         "order depends on threads",
         "tiles.h",
-        "turns.wait(I, round);\n    turns.wait(J, {});",
-        "round",
-        "0",
+        "for (int spins = 0; {};) {",
+        "__atomic_load_n(done_ + block, __ATOMIC_ACQUIRE) != turn",
+        "false",
     ),
     similarity(
         "edge off by one (padding taken as a key)",

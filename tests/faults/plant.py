@@ -86,28 +86,24 @@ def prepare(compiled: Sequence[Fault]) -> None:
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    for name in listed.stdout.splitlines():
-        write(COPY / name, (ROOT / name).read_bytes())
+    contents = {name: (ROOT / name).read_bytes() for name in listed.stdout.splitlines()}
     for fault in compiled:
-        plant_switch(fault, COPY / fault.file)
-    write(COPY / "csrc/cpu/isa.cpp", (ROOT / "csrc/cpu/isa.cpp").read_bytes() + DEFINED.encode())
+        text = with_switch(fault, contents[fault.file].decode())
+        contents[fault.file] = text.encode()
+    contents["csrc/cpu/isa.cpp"] += DEFINED.encode()
+    for name, content in contents.items():
+        path = COPY / name
+        if not path.exists() or path.read_bytes() != content:  # what has changed is compiled again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     build()
 
 
-def write(path: Path, content: bytes) -> None:
-    """Nothing where it is that already, so that only what has changed is compiled again."""
-    if not path.exists() or path.read_bytes() != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def plant_switch(fault: Fault, path: Path) -> None:
+def with_switch(fault: Fault, text: str) -> str:
     number = 1 + FAULTS.index(fault)
     either = f"(::sslfast_planted == {number} ? ({fault.new}) : ({fault.old}))"
-    text = path.read_text().replace(fault.text, fault.where.replace("{}", either, 1), 1)
-    if DECLARED not in text:  # after what must come first
-        text = text.replace("#include", f"{DECLARED}#include", 1)
-    write(path, text.encode())
+    text = text.replace(fault.text, fault.where.replace("{}", either, 1), 1)
+    return text if DECLARED in text else text.replace("#include", f"{DECLARED}#include", 1)
 
 
 def build() -> None:
