@@ -7,8 +7,8 @@ has it run until one fails, and the dense suite's where none does. A fault that 
 finds shows that the thin one needs one more sample. PATTERN chooses faults by kind or file.
 
 Python, Triton and CUDA C++ are text that is read anew by every process. The C++ of the CPU would
-have to be compiled for every fault; instead all of its faults are compiled at once, each behind
-a switch that SSLFAST_PLANTED turns on when the library is loaded.
+have to be compiled for every fault; instead all its faults are compiled at once, each behind a
+switch, and one run of pytest tries every test on every fault that none has noticed (`switched`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import kernels_cpu
 import kernels_gpu
@@ -35,16 +35,9 @@ ROOT = Path(__file__).resolve().parents[2]
 COPY = ROOT / "build" / "faults" / "project"
 BUILD = ROOT / "build" / "faults" / "cpu"
 FAULTS: tuple[Fault, ...] = (*kernels_cpu.FAULTS, *kernels_gpu.FAULTS, *python.FAULTS)
-COLUMNS = ("kind", "file", "thin", "dense", "seconds")
-SWITCH = "SSLFAST_PLANTED"
+COLUMNS = ("kind", "file", "thin", "dense")
 DECLARED = 'extern "C" int sslfast_planted;\n'
-DEFINED = f"""
-#include <cstdlib>
-extern "C" {{
-__attribute__((visibility("default"))) int sslfast_planted =
-    std::getenv("{SWITCH}") ? std::atoi(std::getenv("{SWITCH}")) : 0;
-}}
-"""
+DEFINED = 'extern "C" { __attribute__((visibility("default"))) int sslfast_planted = 0; }\n'
 NOT_FOUND = "not found"
 LIMIT = 1800  # seconds of one run
 
@@ -66,14 +59,45 @@ def main() -> int:
         )
         return 0
     prepare([each for each in chosen if each.is_compiled])
+    for selected in dict.fromkeys(each.tests for each in chosen if each.is_compiled):
+        together = [each for each in chosen if each.is_compiled and each.tests == selected]
+        note(args.table, together, lambda density, faults: noticed_in_one_run(faults, density))
     for each in chosen:
-        started = time.monotonic()
-        thin = first_failure(each, "thin")
-        dense = "" if thin != NOT_FOUND else first_failure(each, "full")
-        row = (each.kind, each.file, thin, dense, f"{time.monotonic() - started:.0f}")
-        print(" | ".join(row), flush=True)
-        keep(args.table, row)
+        if not each.is_compiled:
+            note(args.table, [each], lambda density, faults: [first_failure(faults[0], density)])
     return 0
+
+
+def note(table: Path, faults: list[Fault], find: Callable[[str, list[Fault]], list[str]]) -> None:
+    """What the thin suite finds, and of what is left what the dense one does."""
+    thin = find("thin", faults)
+    left = [fault for fault, found in zip(faults, thin, strict=True) if found == NOT_FOUND]
+    dense = dict(zip(left, find("full", left) if left else [], strict=True))
+    for fault, found in zip(faults, thin, strict=True):
+        row = (fault.kind, fault.file, found, dense.get(fault, ""))
+        print(" | ".join(row), flush=True)
+        keep(table, row)
+
+
+def noticed_in_one_run(faults: list[Fault], density: str) -> list[str]:
+    """Of compiled faults with the same tests, the test that notices each."""
+    numbers = [1 + FAULTS.index(fault) for fault in faults]
+    with TemporaryDirectory() as folder:
+        found = Path(folder) / "found"
+        found.touch()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{COPY}:{COPY / 'tests' / 'faults'}",
+            "SSLFAST_TESTS": density,
+            "SSLFAST_FAULTS": " ".join(map(str, numbers)),
+            "SSLFAST_FOUND": str(found),
+        }
+        done = run_tests(faults[0], environment, "-p", "switched")
+        noticed = dict(line.split(" ", 1) for line in found.read_text().splitlines())
+    if done.returncode < 0 or ("shouldstop" not in done.stdout and done.returncode not in (0, 2)):
+        tail = done.stdout[-3000:]
+        raise RuntimeError(f"{faults[0].tests}: pytest returned {done.returncode}\n{tail}")
+    return [noticed.get(str(n), NOT_FOUND).removeprefix("tests/") for n in numbers]
 
 
 def is_chosen(fault: Fault, patterns: Sequence[str]) -> bool:
@@ -129,54 +153,57 @@ def build() -> None:
 
 
 @contextmanager
-def planted(fault: Fault) -> Iterator[dict[str, str]]:
-    """The environment in which the copy has the fault."""
-    environment = {**os.environ, "PYTHONPATH": str(COPY), "SSLFAST_REQUIRE_NATIVE": "1"}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # nothing stale where a second is too short
-    if fault.interpreted:
-        environment["TRITON_INTERPRET"] = "1"
-    if fault.is_compiled:
-        yield {**environment, SWITCH: str(1 + FAULTS.index(fault))}
-        return
+def planted(fault: Fault) -> Iterator[None]:
+    """The copy has the fault."""
     path = COPY / fault.file
     before = path.read_text()
     path.write_text(before.replace(fault.text, fault.where.replace("{}", fault.new, 1), 1))
     try:
-        yield environment
+        yield
     finally:
         path.write_text(before)
 
 
 def first_failure(fault: Fault, density: str) -> str:
     """The first test that fails, or what ended the run otherwise; `NOT_FOUND` if all pass."""
-    selected = " ".join(
-        f"tests/{each}" if each.endswith(".py") else each for each in fault.tests.split(" ")
-    )
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    if fault.interpreted:
-        command += ["-m", "not uninterpreted"]
-    with planted(fault) as environment:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(COPY),
+        "PYTHONDONTWRITEBYTECODE": "1",  # nothing stale where a second is too short
+        "SSLFAST_TESTS": density,
+        **({"TRITON_INTERPRET": "1"} if fault.interpreted else {}),
+    }
+    with planted(fault):
         try:
-            done = subprocess.run(
-                [*command, *shlex.split(selected)],
-                cwd=COPY,
-                env={**environment, "SSLFAST_TESTS": density},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-                timeout=LIMIT,
-            )
+            done = run_tests(fault, environment, "-x")
         except subprocess.TimeoutExpired:
             return "hangs"
     if done.returncode == 0:
         return NOT_FOUND
     failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+(?:\[[^\]]*\])?)", done.stdout, re.MULTILINE)
     if failed is None and done.returncode > 0:
-        raise RuntimeError(
-            f"{fault.kind}: pytest returned {done.returncode}\n{done.stdout[-3000:]}"
-        )
+        tail = done.stdout[-3000:]
+        raise RuntimeError(f"{fault.kind}: pytest returned {done.returncode}\n{tail}")
     return failed[1] if failed else f"crashes ({done.returncode})"
+
+
+def run_tests(
+    fault: Fault, environment: dict[str, str], *options: str
+) -> subprocess.CompletedProcess[str]:
+    words = (f"tests/{each}" if each.endswith(".py") else each for each in shlex.split(fault.tests))
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *options]
+    if fault.interpreted:
+        command += ["-m", "not uninterpreted"]
+    return subprocess.run(
+        [*command, *words],
+        cwd=COPY,
+        env={**environment, "SSLFAST_REQUIRE_NATIVE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
 
 
 def keep(path: Path, row: Sequence[str]) -> None:
