@@ -80,7 +80,7 @@ class Point:
 
     @property
     def multiplies_matrices(self) -> bool:
-        """By instructions for bfloat16; the rest is that of the best vectors."""
+        """By instructions for bfloat16; for the other dtypes as the best vectors do."""
         return self.backend in MATRIX
 
     @property
@@ -104,7 +104,8 @@ def numbers(at: Point) -> bool:
     if at.interpreted:
         return at.dtype == torch.float32 or (at.size == "ragged" and at.dtype != torch.float64)
     if at.multiplies_matrices and not at.is_best:
-        return at.size != "typical" and (at.dtype == torch.bfloat16 or at.first_ragged)
+        terms = at.dtype in (torch.bfloat16, torch.float32)  # float32 is a sum of bfloat16
+        return at.size != "typical" and (terms or at.first_ragged)
     if at.size == "typical":
         return at.is_best or (at.is_reference and at.dtype in (torch.float32, torch.bfloat16))
     return at.is_best or at.size == "ragged" or at.dtype == torch.float32

@@ -25,20 +25,25 @@ class Switched:
 
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool:
         for number in tuple(self._unnoticed):
-            self._planted.value = number
-            try:
-                _call(pyfuncitem)
-            except (pytest.skip.Exception, KeyboardInterrupt):
-                pass
-            except BaseException:
+            if self._fails(pyfuncitem, number) and not self._fails(pyfuncitem, 0):
                 self._unnoticed.remove(number)
                 with self._found.open("a") as file:
                     file.write(f"{number} {pyfuncitem.nodeid}\n")
-            finally:
-                self._planted.value = 0
         if not self._unnoticed:
             pyfuncitem.session.shouldstop = "every fault was noticed"
         return True
+
+    def _fails(self, item: pytest.Function, number: int) -> bool:
+        self._planted.value = number
+        try:
+            _call(item)
+        except pytest.skip.Exception:
+            return False
+        except (Exception, pytest.fail.Exception):
+            return True
+        finally:
+            self._planted.value = 0
+        return False
 
 
 def _call(item: pytest.Function) -> None:
