@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import density
 import pytest
 import test_losses
 import test_numbers
@@ -42,7 +43,7 @@ def test_numbers_hold_on_another_code_path() -> None:
     plain = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*plain, *selected()],
-        env={**inherited, **OTHER_PATH},
+        env={**inherited, **OTHER_PATH, density.SWITCH: "full"},  # `selected` says what
         cwd=HERE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

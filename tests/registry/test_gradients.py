@@ -6,6 +6,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+import density
 import pytest
 import torch
 from conftest import CASES, Case, require_dtype, widest
@@ -31,6 +32,7 @@ CHECKED = tuple(
 )
 
 
+@pytest.mark.thin(rule=density.oracle)
 @pytest.mark.uninterpreted
 @pytest.mark.parametrize("case", CHECKED, ids=str)
 def test_gradcheck(case: Case, cpu_backend: str, generator: torch.Generator) -> None:

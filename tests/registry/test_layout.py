@@ -1,11 +1,14 @@
-"""Results depend on values alone: not on memory layout, stale memory, repetition or threads."""
+"""Results depend on values alone: not on memory layout, repetition or threads.
+
+Nor on stale memory: `test_ops_numbers` runs in poisoned memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import density
 import pytest
 import torch
 from conftest import CASES, CPU_BACKENDS, Case, require_backend, widest
@@ -27,55 +30,38 @@ def assert_bitwise(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> No
         assert torch.equal(actual[name], value), name
 
 
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors are NaN (the largest integer for integers) until they are written."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(1).isnan().all()
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_element_is_written(
-    case: Case, dtype: torch.dtype, cpu_backend: str, generator: torch.Generator
-) -> None:
-    arguments = cast(case.sample.make(generator), dtype)
-    expected = run(case, arguments)
-    with poisoned_memory():
-        actual = run(case, arguments)
-    assert_bitwise(actual, expected)
-
-
-def _transposed(tensor: Tensor) -> Tensor:
+def transposed(tensor: Tensor, _index: int) -> Tensor:
     return tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
 
 
-def _strided(tensor: Tensor) -> Tensor:
+def strided(tensor: Tensor, _index: int) -> Tensor:
     return tensor.repeat_interleave(2, dim=-1)[..., ::2] if tensor.ndim else tensor
 
 
-def _offset(tensor: Tensor) -> Tensor:
+def offset(tensor: Tensor, _index: int) -> Tensor:
     """Unaligned: starts one element into its storage."""
     storage = tensor.new_empty(tensor.numel() + 1)
     return storage[1:].view(tensor.shape).copy_(tensor)
 
 
-@pytest.mark.parametrize("layout", [_transposed, _strided, _offset])
+Layout = Callable[[Tensor, int], Tensor]
+LAYOUTS: tuple[Layout, ...] = (transposed, strided, offset)
+
+
+def mixed(tensor: Tensor, index: int) -> Tensor:
+    """Every layout in one call: the next one for every argument."""
+    return LAYOUTS[index % len(LAYOUTS)](tensor, index)
+
+
+@pytest.mark.thin(rule=density.layouts)
+@pytest.mark.parametrize("layout", [*LAYOUTS, mixed])
 @pytest.mark.parametrize("case", FAST_CASES, ids=str)
 def test_layout_does_not_matter(
-    case: Case,
-    layout: Callable[[Tensor], Tensor],
-    cpu_backend: str,
-    generator: torch.Generator,
+    case: Case, layout: Layout, cpu_backend: str, generator: torch.Generator
 ) -> None:
     plain = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
-    arranged = {n: layout(v) if isinstance(v, Tensor) else v for n, v in plain.items()}
+    tensors = [name for name, value in plain.items() if isinstance(value, Tensor)]
+    arranged = {**plain, **{n: layout(plain[n], index) for index, n in enumerate(tensors)}}
     floating = case.primitive.learning(plain)
     leaves = [arranged[n].requires_grad_() for n in floating]
     outputs = as_tuple(case.primitive.function(**arranged))
@@ -108,12 +94,14 @@ def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generato
         torch.testing.assert_close(drow, dcopies.sum(0, keepdim=True))
 
 
+@pytest.mark.thin(rule=density.best)
 @pytest.mark.parametrize("case", LARGE_CASES, ids=str)
 def test_two_runs_agree_bitwise(case: Case, cpu_backend: str, generator: torch.Generator) -> None:
     arguments = cast(case.sample.make(generator), torch.float32)
     assert_bitwise(run(case, arguments), run(case, arguments))
 
 
+@pytest.mark.thin(rule=density.best)
 @pytest.mark.uninterpreted
 @pytest.mark.parametrize("case", LARGE_CASES, ids=str)
 @pytest.mark.parametrize("backend", [name for name in CPU_BACKENDS if name != "reference"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import density
 import pytest
 import torch
-from conftest import require_dtype
+from conftest import poisoned_memory, require_dtype
 from torch import Tensor
 
 from sslfast._registry import LOSSES, Loss, Sample
@@ -30,6 +31,7 @@ class LossCase:
 CASES = tuple(LossCase(spec, sample) for spec in LOSSES.values() for sample in spec.samples)
 
 
+@pytest.mark.thin(rule=density.losses)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(
@@ -42,19 +44,21 @@ def test_values_and_gradients(
         value: Tensor = case.loss.eager(**arguments)
         return value.to(torch.promote_types(value.dtype, torch.float32))
 
-    report = check_case(
-        case.loss.functional,
-        eager,
-        arguments,
-        dtype=dtype,
-        differentiable=case.loss.learning(arguments),
-        tolerance=case.loss.tolerance(arguments),
-        rounding=dtype,
-    )
+    with poisoned_memory():
+        report = check_case(
+            case.loss.functional,
+            eager,
+            arguments,
+            dtype=dtype,
+            differentiable=case.loss.learning(arguments),
+            tolerance=case.loss.tolerance(arguments),
+            rounding=dtype,
+        )
     print(f"error ratio {report.ratio:.2f}")
     report.require()
 
 
+@pytest.mark.thin(rule=density.best)
 @pytest.mark.uninterpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_bits_again(case: LossCase, cpu_backend: str, generator: torch.Generator) -> None:
@@ -64,6 +68,7 @@ def test_same_bits_again(case: LossCase, cpu_backend: str, generator: torch.Gene
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.thin(rule=density.first_ragged)
 @pytest.mark.parametrize("case", [c for c in CASES if c.sample.size == "ragged"], ids=str)
 def test_compiles_to_one_graph(case: LossCase, generator: torch.Generator) -> None:
     torch.compiler.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import density
 import pytest
 import torch
 from conftest import CPU_BACKENDS, require_backend, widest
@@ -78,7 +79,7 @@ def _near_zero(sums: torch.Tensor | tuple[torch.Tensor, ...]) -> Tolerance:
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(deadline=None, derandomize=True, max_examples=density.examples(60))
 @given(case=similarity_cases())
 def test_similarity_logsumexp_anywhere(backend: str, case: dict[str, object]) -> None:
     require_backend(backend)
@@ -96,7 +97,7 @@ def test_similarity_logsumexp_anywhere(backend: str, case: dict[str, object]) ->
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=density.examples(40))
 @given(
     num_rows=sizes,
     dim=features.filter(lambda dim: dim > 1),

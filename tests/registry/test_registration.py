@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import density
 import pytest
 import torch
 from conftest import CASES, Case, require_backend, require_dtype
@@ -54,6 +55,7 @@ def run(primitive: Primitive, arguments: Mapping[str, Any]) -> tuple[Tensor, ...
     return (*outputs, *gradients)
 
 
+@pytest.mark.thin(rule=density.one_of_each_backend)
 @pytest.mark.parametrize(
     "case",
     [
@@ -101,6 +103,7 @@ def _requiring(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
+@pytest.mark.thin(rule=density.one_of_each_backend)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", sorted(PRIMITIVES))
 def test_fake_tensors_have_the_real_dtypes(
@@ -120,6 +123,7 @@ def test_fake_tensors_have_the_real_dtypes(
             )
 
 
+@pytest.mark.thin(rule=density.best)
 @pytest.mark.uninterpreted
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", sorted(PRIMITIVES))

@@ -7,15 +7,15 @@ its CUDA launcher.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import pytest
 from places import TESTS
@@ -25,6 +25,7 @@ from sslfast import _backends, _nvrtc
 from sslfast._registry import PRIMITIVES
 
 DEVICE = TESTS / "cpp"  # what stands in for the device
+FOLDER = TESTS.parent / "build" / "emulation"
 OPTIONS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fsanitize=alignment")
 
 
@@ -52,27 +53,47 @@ class _Argument(ctypes.Union):
 
 
 @cache
-def _folder() -> Path:
-    folder = mkdtemp(prefix="sslfast-emulation-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-@cache
 def library(name: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The kernels of a primitive under these macros, compiled for the CPU."""
+    place = _nvrtc.sources()[name].relative_to(_nvrtc.source_root() / "cuda")
+    return ctypes.CDLL(str(compiled(DEVICE / place.with_suffix(".cpp"), defines)))
+
+
+def compiled(source: Path, defines: tuple[str, ...] = ()) -> Path:
+    """A shared library, kept in build/emulation under a name that says what it is made of.
+
+    The processes of a run share it, and so does the next run where no source has changed.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the emulation with")
+    given = (*OPTIONS, *(f"-D{each}" for each in defines))
+    made_of = "\n".join((*given, source.read_text(), _headers(compiler)))
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    path = FOLDER / f"{source.stem}-{digest}.so"
+    if not path.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=FOLDER) as folder:
+            fresh = Path(folder) / path.name
+            command = [compiler, *given, *_include(), "-shared", str(source), "-o", str(fresh)]
+            subprocess.run(command, check=True)
+            fresh.replace(path)
+    return path
+
+
+def _include() -> list[str]:
     root = _nvrtc.source_root()
-    include = [f"-I{folder}" for folder in (DEVICE, root, root / "include")]
-    given = [*OPTIONS, *include, *(f"-D{each}" for each in defines)]
-    path = _folder() / f"{name}-{library.cache_info().misses}.so"
-    place = _nvrtc.sources()[name].relative_to(root / "cuda")
-    source, compiled = DEVICE / place.with_suffix(".cpp"), str(path.with_suffix(".o"))
-    subprocess.run([compiler, *given, "-c", str(source), "-o", compiled], check=True)
-    subprocess.run([compiler, "-shared", compiled, "-o", str(path)], check=True)
-    return ctypes.CDLL(str(path))
+    return [f"-I{folder}" for folder in (DEVICE, root, root / "include")]
+
+
+@cache
+def _headers(compiler: str) -> str:
+    """Whatever a source may include, and who compiles it."""
+    root = _nvrtc.source_root()
+    folders = (DEVICE, root / "cuda", root / "include")
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True)
+    return "\n".join((version.stdout, *(file.read_text() for file in files)))
 
 
 def _argument(value: Tensor | int | float) -> _Argument:

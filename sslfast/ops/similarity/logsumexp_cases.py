@@ -39,6 +39,7 @@ def _symmetric(
     dim: int,
     *,
     scale: float = 1.0,
+    learnable: bool = True,
     ids: Callable[[torch.Generator], Tensor] | None = None,
     rows: Callable[..., Tensor] = _unit,
 ) -> Sample:
@@ -48,7 +49,7 @@ def _symmetric(
         views = torch.arange((num_rows + 1) // 2).repeat(2)[:num_rows]
         return {
             "queries": rows(generator, num_rows, dim),
-            "scale": _scalar(scale),
+            "scale": _scalar(scale) if learnable else scale,
             "query_ids": views if ids is None else ids(generator),
         }
 
@@ -63,6 +64,7 @@ def _rectangular(
     dim: int,
     *,
     scale: float = 1.0,
+    learnable: bool = True,
     columns: bool = False,
     classes: int = 0,
     per_query: bool = False,
@@ -75,7 +77,7 @@ def _rectangular(
         case: Arguments = {
             "queries": rows(generator, num_rows, dim),
             "keys": rows(generator, num_keys, dim),
-            "scale": _scalar(scale),
+            "scale": _scalar(scale) if learnable else scale,
             "columns": columns,
         }
         if per_query:
@@ -119,6 +121,14 @@ SAMPLES = (
     _rectangular("thousand_features", "ragged", 30, 41, 1000, scale=20.0, columns=True),
     _symmetric("ragged_symmetric", "ragged", 203, 65, scale=10.0),
     _symmetric("one_feature", "ragged", 77, 1, scale=4.0),
+    _rectangular("ragged_ids", "ragged", 29, 51, 77, scale=6.0, classes=7),
+    _symmetric("constant_scale", "ragged", 51, 66, scale=6.0, learnable=False),
+    _rectangular(
+        "constant_scale_bias", "ragged", 26, 61, 66, scale=4.0, learnable=False, bias=1.0, classes=9
+    ),
+    _rectangular(
+        "constant_scale_columns", "ragged", 34, 45, 21, scale=4.0, learnable=False, columns=True
+    ),
     _symmetric("two_views", "typical", 1024, 128, scale=10.0),
     _rectangular("queue", "typical", 128, 4096, 128, scale=5.0),
     _rectangular("image_text", "typical", 512, 512, 256, scale=14.3, columns=True),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import REQUIRE_NATIVE
 
 import sslfast
 from sslfast import _library
 from sslfast.testing import threads
-from tests.conftest import REQUIRE_NATIVE
 
 LIBRARY = Path(sslfast.__file__).parent / _library.LIBRARY_NAME
 ISAS = ("baseline", "avx2", "avx512")

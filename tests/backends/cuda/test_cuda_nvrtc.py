@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import density
 import pytest
 
 from sslfast import _nvrtc
@@ -68,6 +69,7 @@ def test_architecture_of_a_device(capability: tuple[int, int], arch: str) -> Non
     assert _nvrtc.architecture(*capability) == arch
 
 
+@pytest.mark.thin(rule=density.nowhere)  # test_triton_resources compiles them, too
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_stays_in_registers(arch: str) -> None:
     """Under the very options of a real run: no local memory, no stack.
@@ -87,6 +89,7 @@ def test_every_kernel_stays_in_registers(arch: str) -> None:
             assert (each.stack, each.local) == (0, 0), kernel
 
 
+@pytest.mark.thin(rule=density.one_chip)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_rows_are_normalized_four_blocks_at_a_time(arch: str) -> None:
     _require(resources_cuda.missing())

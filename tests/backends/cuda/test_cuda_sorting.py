@@ -7,15 +7,14 @@ memory, how launches are planned, and that the C++ networks are those of Python.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cuda_emulation import DEVICE, OPTIONS, Launch, emulated
+from cuda_emulation import DEVICE, Launch, emulated
+from cuda_emulation import compiled as compiled_source
 from torch import Tensor
 
 import sslfast
@@ -55,31 +54,10 @@ def kernels(launches: list[Launch]) -> set[str]:
     return {each.kernel for each in launches}
 
 
-NETWORK_SOURCE = """
-#include "emulate.h"
-//
-#include "cuda/sorting/network.cuh"
-
-using namespace sslfast::device;
-extern "C" int comparators(int network, int length, Comparator* to) {
-  return network::list(network ? Network::kBitonic : Network::kOddEven, length, to);
-}
-"""
-
-
 @pytest.fixture(scope="module")
-def comparators(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def comparators() -> Any:
     """From network and length, the comparators that the kernels for one length have."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ to compile the emulation with")
-    folder = tmp_path_factory.mktemp("networks")
-    source, path = folder / "networks.cpp", folder / "networks.so"
-    source.write_text(NETWORK_SOURCE)
-    root = _nvrtc.source_root()
-    include = [f"-I{each}" for each in (DEVICE, root, root / "include")]
-    command = ["g++", *OPTIONS, *include, "-shared", str(source), "-o", str(path)]
-    subprocess.run(command, check=True)
-    listed = ctypes.CDLL(str(path)).comparators
+    listed = ctypes.CDLL(str(compiled_source(DEVICE / "sorting" / "network.cpp"))).comparators
 
     def of(network: str, length: int) -> list[tuple[int, int]]:
         number = list(NETWORKS).index(network)

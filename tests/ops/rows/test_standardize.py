@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import density
 import pytest
 import torch
 from conftest import CPU_BACKENDS, require_backend, require_dtype, widest
@@ -301,7 +302,7 @@ features = st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 257]))
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=density.examples(40))
 @given(
     num_rows=sizes,
     dim=features,

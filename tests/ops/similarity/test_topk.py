@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import density
 import pytest
 import torch
 from conftest import CPU_BACKENDS, require_backend, require_dtype, widest
@@ -266,7 +267,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=density.examples(40))
 @given(case=cases())
 def test_anywhere(backend: str, case: dict[str, Any]) -> None:
     require_backend(backend)

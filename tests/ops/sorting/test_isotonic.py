@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import density
 import pytest
 import torch
 from hypothesis import given, settings
@@ -120,7 +121,7 @@ def cases(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=density.examples(60), deadline=None, derandomize=True)
 @given(case=cases(), dtype=st.sampled_from([torch.float64, torch.float32]))
 def test_any_case(case: dict[str, object], dtype: torch.dtype) -> None:
     """Values and gradients of the kernel against the closed form and autograd through it."""
