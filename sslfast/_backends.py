@@ -64,6 +64,7 @@ class Choice:
         return self.implementation.forward(*arguments, **self.options)
 
     def backward(self, *arguments: Any) -> Any:
+        assert self.implementation.backward is not None, "a primitive without a gradient"
         return self.implementation.backward(*arguments, **self.options)
 
 
