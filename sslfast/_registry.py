@@ -173,6 +173,28 @@ class Primitive:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a loss keeps from step to step.
+
+    The functional twin takes it and, with ``update=True``, returns ``(loss, state)``: the state
+    moved on by this batch, in the memory that was given where that fits, or as it was where the
+    batch has a NaN. The module only keeps it.
+
+    Args:
+        argument: the keyword of the functional twin.
+        batch: names of its arguments that ``forward`` of the module takes, in that order.
+        module: makes the module from the other arguments of a sample; its ``state_dict`` holds the
+            state.
+        kept: the module's state, as the functional twin takes it.
+    """
+
+    argument: str
+    batch: tuple[str, ...]
+    module: Callable[..., nn.Module]
+    kept: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class Loss:
     """An objective: a module, its functional twin and its eager form.
 
@@ -188,6 +210,7 @@ class Loss:
         constants: floating arguments that nobody learns through: a queue of past rows, a teacher.
         amplification: from the arguments, by how much the rounding of a row is larger in the loss:
             the size of its logits, where rows of norm 1 are divided by a temperature.
+        state: what it keeps from step to step, ``None`` for a loss of its arguments alone.
     """
 
     name: str
@@ -200,6 +223,7 @@ class Loss:
     samples: tuple[Sample, ...]
     constants: tuple[str, ...] = ()
     amplification: Callable[[Mapping[str, Any]], float] = lambda arguments: 1.0
+    state: State | None = None
 
     def learning(self, arguments: Mapping[str, Any]) -> list[str]:
         """Names of the arguments that receive gradients: floating tensors but for `constants`.
