@@ -32,6 +32,7 @@ from sslfast.distributed.world import world_size
 from sslfast.ops._checks import accumulator
 from sslfast.ops._frobenius_arguments import Route, check_arguments
 from sslfast.ops._operands import tile_operands
+from sslfast.ops._registration import call_function
 from sslfast.ops.cross_frobenius import cross_frobenius
 
 BLOCK_BYTES = 32 << 20  # of C that the ranks add up at a time
@@ -98,8 +99,8 @@ def cross_frobenius_of_ranks(
     if route == "auto":
         route = cheaper_route(a, b, world_size(group))
     total: Tensor
-    total, diagonal = _FrobeniusOfRanks.apply(  # type: ignore[no-untyped-call]
-        a, b, split_diagonal, route, group, torch.is_grad_enabled()
+    total, diagonal = call_function(
+        _FrobeniusOfRanks, a, b, split_diagonal, route, group, torch.is_grad_enabled()
     )
     return (total, diagonal) if split_diagonal else total
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast.distributed.world import world_size
+from sslfast.ops._registration import call_function
 
 
 def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -38,7 +39,7 @@ def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     if world_size(group) == 1:
         return rows
     check_equal_shapes(rows, group)
-    gathered: Tensor = _AllGatherRows.apply(rows, group)  # type: ignore[no-untyped-call]
+    gathered: Tensor = call_function(_AllGatherRows, rows, group)
     return gathered
 
 

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from sslfast.distributed.gather import check_equal_shapes, gather_without_gradient
 from sslfast.distributed.world import world_size
 from sslfast.ops._checks import accumulator, check_matrix
+from sslfast.ops._registration import call_function
 
 
 def column_moments_of_ranks(
@@ -57,7 +58,7 @@ def column_moments_of_ranks(
         )
     if world_size(group) > 1:
         check_equal_shapes(rows, group)
-    mean, variance = _ColumnMoments.apply(rows, ddof, group)  # type: ignore[no-untyped-call]
+    mean, variance = call_function(_ColumnMoments, rows, ddof, group)
     return mean, variance
 
 

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast.ops._checks import accumulator
+from sslfast.ops._registration import call_function
 
 
 def nuclear_norms(matrices: Tensor) -> Tensor:
     """Sum of the singular values of each matrix (..., M, N), as (...) in float32 or wider."""
-    norms: Tensor = _NuclearNorms.apply(matrices)  # type: ignore[no-untyped-call]
+    norms: Tensor = call_function(_NuclearNorms, matrices)
     return norms
 
 

@@ -116,8 +116,11 @@ def check_choice(name: str, value: str | None, choices: Collection[str | None]) 
 def values_are_read(tensor: Tensor) -> bool:
     """Whether values are checked: on a CPU always, on CUDA under ``SSLFAST_CHECK=1`` only.
 
-    Asked inside an op, where tensors are real even while a graph is compiled.
+    Asked inside an op, where tensors are real even while a graph is compiled. Never inside a
+    transform of `torch.func`, where a tensor may stand for several.
     """
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
     return tensor.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
 
 

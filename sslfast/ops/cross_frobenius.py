@@ -34,7 +34,7 @@ from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.ops._frobenius_arguments import Arguments, Gradients, Route, Sums, check_arguments
 from sslfast.ops._frobenius_reference import reference_backward, reference_forward
 from sslfast.ops._operands import tile_operands
-from sslfast.ops._registration import wanted
+from sslfast.ops._registration import call_op, register_gradient, wanted
 
 
 def reference(
@@ -107,7 +107,7 @@ def cross_frobenius(
     chosen = cost.choose_route(a, b) if route == "auto" else route
     arguments = Arguments(a, b, split_diagonal, chosen)
     room = cost.cache_elements(a, b, chosen, cost.learns(a, b))
-    total, diagonal, _ = _forward(*arguments, room, _backends.forced())
+    total, diagonal, _ = call_op(_forward, *arguments, room, _backends.forced())
     return (total, diagonal) if split_diagonal else total
 
 
@@ -180,11 +180,13 @@ def _autograd(
     ddiagonal = torch.zeros_like(diagonal) if ddiagonal is None else ddiagonal
     needs = ctx.needs_input_grad[:2]
     form = ctx.split_diagonal, ctx.route, None, None
-    gradients = _backward(dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, ctx.backend)
+    gradients = call_op(
+        _backward, dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, ctx.backend
+    )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 SPEC = register_primitive(

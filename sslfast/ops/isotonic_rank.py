@@ -39,6 +39,7 @@ from sslfast.ops import _isotonic_cases as cases
 from sslfast.ops._checks import FLOATS, check_finite, check_lists, empty_like_sums
 from sslfast.ops._isotonic_arguments import Rule, check_rule
 from sslfast.ops._isotonic_reference import project, reference_backward
+from sslfast.ops._registration import call_op, register_gradient
 
 
 def reference(
@@ -92,7 +93,7 @@ def isotonic_rank(
     check_lists("values", values)
     rule = check_rule(output, regularization, regularization_strength)
     result: Tensor
-    result, *_ = _forward(values, *rule, _backends.forced())
+    result, *_ = call_op(_forward, values, *rule, _backends.forced())
     return result
 
 
@@ -148,10 +149,10 @@ def _autograd(
 ) -> tuple[Tensor | None, ...]:
     if dresult is None:
         return None, None, None, None, None
-    return _backward(dresult, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    return call_op(_backward, dresult, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 SPEC = register_primitive(

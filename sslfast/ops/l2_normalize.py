@@ -31,6 +31,7 @@ from sslfast._registry import (
 from sslfast.cpu import l2_normalize as cpu
 from sslfast.cuda._rows import too_long
 from sslfast.ops._checks import FLOATS, accumulator, check_floating, check_number
+from sslfast.ops._registration import call_op, register_gradient
 from sslfast.ops._samples import measured_rows
 
 
@@ -68,7 +69,7 @@ def l2_normalize(embeddings: Tensor, *, eps: float = 1e-12) -> Tensor:
         )
     check_number("eps", eps, above=0)
     normalized: Tensor
-    normalized, _ = _forward(embeddings, float(eps), _backends.forced())
+    normalized, _ = call_op(_forward, embeddings, float(eps), _backends.forced())
     return normalized
 
 
@@ -123,10 +124,10 @@ def _autograd(ctx: Any, dnormalized: Tensor | None, dnorm: None) -> tuple[Tensor
     if dnormalized is None:
         return None, None, None
     embeddings, norm = ctx.saved_tensors
-    return _backward(dnormalized, embeddings, norm, ctx.eps, ctx.backend), None, None
+    return call_op(_backward, dnormalized, embeddings, norm, ctx.eps, ctx.backend), None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(embeddings: Tensor, eps: float) -> tuple[Tensor, Tensor]:

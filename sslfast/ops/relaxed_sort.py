@@ -34,7 +34,7 @@ from sslfast.cpu import relaxed_sort as cpu
 from sslfast.ops import _sorting_cases as cases
 from sslfast.ops import _sorting_cost as cost
 from sslfast.ops._checks import FLOATS, check_finite, check_lists, empty_like_sums
-from sslfast.ops._registration import wanted
+from sslfast.ops._registration import call_op, register_gradient, wanted
 from sslfast.ops._sorting_arguments import RULE_SCHEMA, Rule, check_rule
 from sslfast.ops._sorting_gradient import gradient
 from sslfast.ops._sorting_reference import sort_and_permutation
@@ -114,7 +114,7 @@ def relaxed_sort(
     """
     check_lists("values", values)
     rule = check_rule(network, relaxation, steepness, art_lambda)
-    ordered, shares = _forward(values, *rule, bool(permutation), _backends.forced())
+    ordered, shares = call_op(_forward, values, *rule, bool(permutation), _backends.forced())
     return (ordered, shares) if permutation else ordered
 
 
@@ -170,11 +170,11 @@ def _autograd(
     if dordered is None:
         dordered = empty_like_sums(values, *values.shape).zero_()
     dshares = dshares if ctx.permutation else None
-    dvalues = _backward(dordered, dshares, values, *ctx.rule, ctx.backend)
+    dvalues = call_op(_backward, dordered, dshares, values, *ctx.rule, ctx.backend)
     return wanted((dvalues,), ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(values: Tensor, rule: Rule, permutation: bool) -> tuple[Tensor, Tensor]:

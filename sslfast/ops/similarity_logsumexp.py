@@ -34,7 +34,7 @@ from sslfast.ops import _similarity_cases as cases
 from sslfast.ops import _similarity_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator, check_finite
 from sslfast.ops._operands import tile_operands
-from sslfast.ops._registration import grouped, wanted
+from sslfast.ops._registration import call_op, grouped, register_gradient, wanted
 from sslfast.ops._similarity_arguments import (
     Arguments,
     Gradients,
@@ -149,7 +149,7 @@ def similarity_logsumexp(
     )
     keep = cost.what_to_keep(arguments)
     room = cost.cache_elements(arguments, keep)
-    rows, cols, _ = _forward(*arguments, keep, room, _backends.forced())
+    rows, cols, _ = call_op(_forward, *arguments, keep, room, _backends.forced())
     return (rows, cols) if columns else rows
 
 
@@ -233,13 +233,23 @@ def _autograd(
     drows = torch.zeros_like(rows) if drows is None else drows
     dcols = torch.zeros_like(cols) if dcols is None else dcols
     needs = ctx.needs_input_grad[:4]
-    gradients = _backward(
-        drows, dcols, *tensors, ctx.columns, rows, cols, cache, ctx.keep, *needs, ctx.backend
+    gradients = call_op(
+        _backward,
+        drows,
+        dcols,
+        *tensors,
+        ctx.columns,
+        rows,
+        cols,
+        cache,
+        ctx.keep,
+        *needs,
+        ctx.backend,
     )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(arguments: Arguments, keep: str) -> Sums:

@@ -31,7 +31,7 @@ from sslfast.cpu import similarity_topk as cpu
 from sslfast.ops import _topk_cases as cases
 from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.ops._operands import tile_operands
-from sslfast.ops._registration import wanted
+from sslfast.ops._registration import call_op, register_gradient, wanted
 from sslfast.ops._topk_arguments import (
     MISSING,
     Arguments,
@@ -110,7 +110,7 @@ def similarity_topk(
         None if key_ids is None else key_ids.to(torch.int64),
         k,
     )
-    values, indices = _forward(*arguments, _backends.forced())
+    values, indices = call_op(_forward, *arguments, _backends.forced())
     return values, indices
 
 
@@ -173,11 +173,11 @@ def _autograd(ctx: Any, dvalues: Tensor | None, dindices: None) -> tuple[Tensor 
         return (None,) * 6
     queries, keys, indices = ctx.saved_tensors
     needs = ctx.needs_input_grad[:2]
-    gradients = _backward(dvalues, queries, keys, indices, *needs, ctx.backend)
+    gradients = call_op(_backward, dvalues, queries, keys, indices, *needs, ctx.backend)
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(arguments: Arguments) -> Neighbours:

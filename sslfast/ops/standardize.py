@@ -29,7 +29,7 @@ from sslfast._registry import Implementation, Primitive, lazily, register_primit
 from sslfast.cpu import standardize as cpu
 from sslfast.ops import _standardize_cases as cases
 from sslfast.ops._checks import FLOATS, accumulator
-from sslfast.ops._registration import wanted
+from sslfast.ops._registration import call_op, register_gradient, wanted
 from sslfast.ops._standardize_arguments import (
     Columns,
     Gradients,
@@ -141,10 +141,10 @@ def standardize(
     wide = accumulator(embeddings.dtype)
     rule = Rule(ddof, float(eps), eps_on, bool(unit_variance))
     if mean is None or variance is None:
-        y, mean, variance, _ = _forward(embeddings, None, None, *rule, _backends.forced())
+        y, mean, variance, _ = call_op(_forward, embeddings, None, None, *rule, _backends.forced())
     else:
         mean, variance = mean.to(wide), variance.to(wide)
-        y, *_ = _forward(embeddings, mean, variance, *rule, _backends.forced())
+        y, *_ = call_op(_forward, embeddings, mean, variance, *rule, _backends.forced())
     return (y, mean, variance) if statistics else y
 
 
@@ -212,13 +212,13 @@ def _autograd(
     need = any(ctx.needs_input_grad[1:3])
     dy = torch.zeros_like(embeddings) if dy is None else dy
     dmean, dvariance = (torch.zeros_like(rest) if d is None else d for d in (dmean, dvariance))
-    gradients = _backward(
-        dy, dmean, dvariance, embeddings, mean, variance, rest, need, *ctx.options
+    gradients = call_op(
+        _backward, dy, dmean, dvariance, embeddings, mean, variance, rest, need, *ctx.options
     )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sslfast.losses._reduce import mean
 from sslfast.ops._checks import values_are_read
-from sslfast.ops._registration import wanted
+from sslfast.ops._registration import call_op, register_gradient, wanted
 
 # Sigmoids that are held at a time: a megabyte of float32, which stays in a core's cache.
 CHUNK = 1 << 18
@@ -61,8 +61,15 @@ def smooth_average_precision(
     """
     tensors = [queries] if keys is None else [queries, keys]
     gradient = torch.is_grad_enabled() and any(rows.requires_grad for rows in tensors)
-    loss: Tensor = _forward(
-        queries, keys, query_labels, key_labels, temperature, max_class_size or 0, gradient
+    loss: Tensor = call_op(
+        _forward,
+        queries,
+        keys,
+        query_labels,
+        key_labels,
+        temperature,
+        max_class_size or 0,
+        gradient,
     )[0]
     return loss
 
@@ -143,11 +150,13 @@ def _(dloss: Tensor, drows: Tensor) -> Tensor:
 def _autograd(
     ctx: Any, dloss: Tensor | None, ddqueries: None, ddkeys: None
 ) -> tuple[Tensor | None, ...]:
-    gradients = [] if dloss is None else [_scale(dloss, drows) for drows in ctx.saved_tensors]
+    gradients = (
+        [] if dloss is None else [call_op(_scale, dloss, drows) for drows in ctx.saved_tensors]
+    )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _scale)
 
 
 def _positives(query_labels: Tensor, labels: Tensor, max_class_size: int) -> Positives:

@@ -24,6 +24,7 @@ from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._checks import accumulator
 from sslfast.ops._frobenius_arguments import Route
 from sslfast.ops._operands import tile_operands
+from sslfast.ops._registration import call_function
 from sslfast.ops.cross_frobenius import SPEC as FROBENIUS
 from sslfast.ops.standardize import SPEC as STANDARDIZE
 from sslfast.ops.standardize import standardize
@@ -34,9 +35,9 @@ _standardize = STANDARDIZE.forward_op
 
 def covariance_squares(rows: Tensor, route: Route) -> tuple[Tensor, Tensor]:
     """S and the variances (D,) for rows (N, D); the centred rows are not kept."""
-    total, variance, _ = _CovarianceSquares.apply(
-        rows, None, route, _backends.forced(), cost.learns(rows)
-    )  # type: ignore[no-untyped-call]
+    total, variance, _ = call_function(
+        _CovarianceSquares, rows, None, route, _backends.forced(), cost.learns(rows)
+    )
     return total, variance
 
 
@@ -53,7 +54,7 @@ def covariance_squares_and_difference(
 def _apply(rows: Tensor, others: Tensor | None, route: Route) -> tuple[Tensor, Tensor, Tensor]:
     learns = cost.learns(rows)  # inside, autograd is off
     found: tuple[Tensor, Tensor, Tensor]
-    found = _CovarianceSquares.apply(rows, others, route, _backends.forced(), learns)  # type: ignore[no-untyped-call]
+    found = call_function(_CovarianceSquares, rows, others, route, _backends.forced(), learns)
     return found
 
 
@@ -70,7 +71,7 @@ def centre(rows: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> tuple[
     """
     centred: Tensor
     variance: Tensor
-    centred, variance = _Centre.apply(rows, *(moments or (None, None)))  # type: ignore[no-untyped-call]
+    centred, variance = call_function(_Centre, rows, *(moments or (None, None)))
     return centred, variance
 
 
@@ -84,7 +85,7 @@ def variance_of(value: Tensor, diagonal: Tensor, num_rows: int) -> Tensor:
 
 def mean_squared_difference(first: Tensor, second: Tensor) -> Tensor:
     """0-dim mean of (first - second)^2, in float32 or wider, of tensors of one shape."""
-    squared: Tensor = _MeanSquaredDifference.apply(first, second)  # type: ignore[no-untyped-call]
+    squared: Tensor = call_function(_MeanSquaredDifference, first, second)
     return squared
 
 

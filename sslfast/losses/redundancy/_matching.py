@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast.ops._checks import accumulator
+from sslfast.ops._registration import call_function
 
 DISTANCES_AT_A_TIME = 1 << 22
 # From products, the distances of close places are rounding errors, and those are the best matches.
@@ -69,7 +70,7 @@ def take_places(maps: Tensor, index: Tensor) -> Tensor:
 
     The gradients of a place are added up by a product with zeros and ones, in one fixed order.
     """
-    taken: Tensor = _TakePlaces.apply(maps, index)  # type: ignore[no-untyped-call]
+    taken: Tensor = call_function(_TakePlaces, maps, index)
     return taken
 
 

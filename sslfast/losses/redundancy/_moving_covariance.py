@@ -13,6 +13,7 @@ from sslfast.distributed import world_size
 from sslfast.losses._reduce import mean
 from sslfast.losses._state import lasting, on_host, writable
 from sslfast.ops._checks import check_device, check_floating
+from sslfast.ops._registration import call_function
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def _moved(
 
 def quadratic_mean(rows: Tensor, covariance: Tensor) -> Tensor:
     """Mean of x_i^T C x_i over rows (N, D), for a symmetric C (D, D)."""
-    value: Tensor = _QuadraticMean.apply(rows, covariance)  # type: ignore[no-untyped-call]
+    value: Tensor = call_function(_QuadraticMean, rows, covariance)
     return value
 
 

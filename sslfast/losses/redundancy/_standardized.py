@@ -17,7 +17,7 @@ from sslfast import _backends
 from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._frobenius_arguments import Route
 from sslfast.ops._operands import tile_operands
-from sslfast.ops._registration import wanted
+from sslfast.ops._registration import call_function, wanted
 from sslfast.ops._standardize_arguments import Rule
 from sslfast.ops._standardize_gradient import scale
 from sslfast.ops.cross_frobenius import SPEC as FROBENIUS
@@ -39,10 +39,10 @@ def split_frobenius_of_standardized(
     dtype, standardised by their own statistics.
     """
     backend = _backends.forced()
-    a, a_columns = _Standardized.apply(a, rule, backend)  # type: ignore[no-untyped-call]
-    b, b_columns = _Standardized.apply(b, rule, backend)  # type: ignore[no-untyped-call]
+    a, a_columns = call_function(_Standardized, a, rule, backend)
+    b, b_columns = call_function(_Standardized, b, rule, backend)
     found: tuple[Tensor, Tensor]
-    found = _SplitFrobenius.apply(a, b, a_columns, b_columns, route, backend)  # type: ignore[no-untyped-call]
+    found = call_function(_SplitFrobenius, a, b, a_columns, b_columns, route, backend)
     return found
 
 

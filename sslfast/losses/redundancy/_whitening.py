@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast.ops._checks import accumulator
+from sslfast.ops._registration import call_function
 
 
 class Whitened(NamedTuple):
@@ -38,7 +39,7 @@ class Whitened(NamedTuple):
 
 def whiten(rows: Tensor, eps: float) -> Whitened:
     """Whiten each matrix (..., N, D), N > 1, by its own statistics, in float32 or wider."""
-    whitened, mean, covariance = _Whiten.apply(rows, eps)  # type: ignore[no-untyped-call]
+    whitened, mean, covariance = call_function(_Whiten, rows, eps)
     return Whitened(whitened, mean, covariance)
 
 

@@ -34,6 +34,7 @@ from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistic
 from sslfast.losses.redundancy._ranks import GradScale
 from sslfast.ops._checks import accumulator, check_device, check_ids
 from sslfast.ops._frobenius_arguments import Route
+from sslfast.ops._registration import call_function
 
 SecondTarget = Literal["mixture", "own_view"]
 SECOND_TARGETS = ("mixture", "own_view")
@@ -225,7 +226,7 @@ def _residual(
 ) -> Tensor:
     """(N, D) what the mixture's rows have beyond lam a + (1 - lam) b[permutation]."""
     lam = lam.detach() if isinstance(lam, Tensor) else lam
-    residual: Tensor = _Residual.apply(mixed, a, b, lam, permutation)  # type: ignore[no-untyped-call]
+    residual: Tensor = call_function(_Residual, mixed, a, b, lam, permutation)
     return residual
 
 
