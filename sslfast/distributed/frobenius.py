@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sslfast.distributed.gather import check_equal_shapes, gather_without_gradient
+from sslfast.distributed.agreement import check_agreement
+from sslfast.distributed.gather import gather_without_gradient
 from sslfast.distributed.world import world_size
 from sslfast.ops._checks import accumulator
 from sslfast.ops._frobenius_arguments import Route, check_arguments
@@ -88,14 +89,13 @@ def cross_frobenius_of_ranks(
         TypeError, ValueError: as `sslfast.cross_frobenius`; or the ranks hold different shapes
             (ValueError; compared as in `all_gather_rows`).
     """
+    check_agreement({"a": a, "b": b}, group)
     check_arguments(a, b, split_diagonal, route)
     if world_size(group) == 1:
         if split_diagonal:
             return cross_frobenius(a, b, split_diagonal=True, route=route)
         return cross_frobenius(a, b, route=route)
     a, b = tile_operands(a, b)
-    for rows in (a,) if b is None else (a, b):
-        check_equal_shapes(rows, group)
     if route == "auto":
         route = cheaper_route(a, b, world_size(group))
     total: Tensor

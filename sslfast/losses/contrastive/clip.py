@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
+    agreeing,
     all_gather_rows,
     mean_over_ranks,
     rank,
@@ -33,6 +34,7 @@ from sslfast.ops._operands import tile_operands
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
 
+@agreeing
 def clip_loss(
     image_features: Tensor,
     text_features: Tensor,
@@ -131,6 +133,7 @@ class CLIPLoss(nn.Module):
         self.world_size = world_size
         self.use_horovod = use_horovod
 
+    @agreeing
     def forward(
         self,
         image_features: Tensor,
@@ -165,7 +168,7 @@ class CLIPLoss(nn.Module):
         )
 
     def _loss(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
-        gathers = self._gathers()
+        gathers = self.gather_distributed
         if gathers and self.local_loss and not self.gather_with_grad:
             return _against_constants(images, texts, scale)
         if gathers and not self.gather_with_grad:
@@ -173,7 +176,8 @@ class CLIPLoss(nn.Module):
         loss = paired_loss(images, texts, scale, both_directions=True, gather_distributed=gathers)
         return loss if self.local_loss or not gathers else mean_over_ranks(loss)
 
-    def _gathers(self) -> bool:
+    @property
+    def gather_distributed(self) -> bool:
         """Whether there are other ranks to hear from."""
         if self.world_size == 1:
             return False

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslfast._registry import Loss, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._checks import (
     check_distributed,
     check_temperature,
@@ -39,6 +39,7 @@ from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 WeightFunction = Callable[[Tensor, Tensor], Tensor | float]
 
 
+@agreeing
 def dcl_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._checks import check_number, check_views
 from sslfast.losses._reduce import row_dot
 from sslfast.losses.contrastive._pairs import sample_views
@@ -56,6 +56,7 @@ def negative_mises_fisher_weights(
     return weights[start : start + len(out0)]
 
 
+@agreeing
 def dclw_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._checks import (
     check_distributed,
     check_number,
@@ -47,6 +47,7 @@ from sslfast.ops.l2_normalize import l2_normalize
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
 
+@agreeing
 def hard_negative_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses._checks import check_distributed, check_number, check_views
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import sample_views
@@ -24,6 +25,7 @@ from sslfast.losses.contrastive.uniformity import (
 from sslfast.ops.l2_normalize import l2_normalize
 
 
+@agreeing
 def hypersphere_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

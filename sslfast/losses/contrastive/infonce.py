@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, State, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._checks import check_distributed, check_temperature, check_views
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._queue import (
@@ -58,6 +58,7 @@ def infonce_loss(
 ) -> Tensor | tuple[Tensor, EmbeddingQueue]: ...
 
 
+@agreeing
 def infonce_loss(
     queries: Tensor,
     keys: Tensor,
@@ -197,6 +198,7 @@ class InfoNCELoss(Objective):
         self.symmetric = symmetric
         self.gather_distributed = gather_distributed
 
+    @agreeing
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the 0-dim loss of queries and their positive keys.
 

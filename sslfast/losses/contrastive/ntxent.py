@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, State, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._checks import (
     MIN_TEMPERATURE,
     check_distributed,
@@ -60,6 +60,7 @@ def ntxent_loss(
 ) -> Tensor | tuple[Tensor, EmbeddingQueue]: ...
 
 
+@agreeing
 def ntxent_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,
@@ -164,6 +165,7 @@ class NTXentLoss(Objective):
         self.eps = MIN_TEMPERATURE
         check_distributed(gather_distributed)
 
+    @agreeing
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the 0-dim loss of two views.
 

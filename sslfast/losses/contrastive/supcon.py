@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import agreeing, all_gather_rows, rank, world_size
 from sslfast.losses._checks import (
     check_choice,
     check_distributed,
@@ -44,6 +44,7 @@ from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 MODES = ("all", "one")
 
 
+@agreeing
 def supcon_loss(
     features: Tensor,
     labels: Tensor | None = None,

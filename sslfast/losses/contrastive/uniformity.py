@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, world_size
+from sslfast.distributed import agreeing, all_gather_rows, world_size
 from sslfast.losses._checks import check_distributed, check_number, check_rows
 from sslfast.losses._module import Objective
 from sslfast.losses._reduce import mean, row_dot
@@ -27,6 +27,7 @@ from sslfast.ops.l2_normalize import l2_normalize
 from sslfast.ops.similarity_logsumexp import similarity_logsumexp
 
 
+@agreeing
 def uniformity_loss(
     embeddings: Tensor, *, t: float = 2.0, normalize: bool = True, gather_distributed: bool = False
 ) -> Tensor:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import agreeing, all_gather_rows, rank, world_size
 from sslfast.losses._checks import check_count, check_distributed, check_views
 from sslfast.losses._module import Objective
 from sslfast.losses._reduce import mean
@@ -37,6 +37,7 @@ from sslfast.ops.similarity_topk import similarity_topk
 from sslfast.ops.sorting_group_mass import sorting_group_mass
 
 
+@agreeing
 def groco_loss(
     embeddings: Tensor | Sequence[Tensor],
     *,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import agreeing, all_gather_rows, rank, world_size
 from sslfast.losses._checks import check_count, check_distributed, check_number, check_rows
 from sslfast.losses._module import Objective
 from sslfast.losses.ordering._average_precision import smooth_average_precision
@@ -27,6 +27,7 @@ from sslfast.ops._checks import accumulator, check_device, check_ids
 from sslfast.ops.l2_normalize import l2_normalize
 
 
+@agreeing
 def smooth_ap_loss(
     embeddings: Tensor,
     labels: Tensor | None = None,

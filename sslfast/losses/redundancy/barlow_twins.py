@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses._checks import check_distributed, check_number, check_views
 from sslfast.losses.redundancy import _correlation_eager as eager
 from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistics
@@ -21,6 +22,7 @@ from sslfast.losses.redundancy._ranks import GradScale
 from sslfast.ops._frobenius_arguments import Route
 
 
+@agreeing
 def barlow_twins_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast.distributed import world_size
+from sslfast.distributed import agreeing, world_size
 from sslfast.losses._checks import (
     check_choice,
     check_count,
@@ -162,6 +162,7 @@ class DirectPredictor(nn.Module):
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
+    @agreeing
     def forward(self, features: Tensor) -> Tensor:
         """Return W f for each row of features (N, D), in their dtype.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._checks import (
     check_choice,
     check_distributed,
@@ -40,6 +40,7 @@ SecondTarget = Literal["mixture", "own_view"]
 SECOND_TARGETS = ("mixture", "own_view")
 
 
+@agreeing
 def mixed_barlow_twins_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, mean_over_ranks
+from sslfast.distributed import agreeing, all_gather_rows, mean_over_ranks
 from sslfast.losses._checks import check_distributed, check_number
 from sslfast.losses._module import Objective
 from sslfast.losses._nuclear import nuclear_norms
@@ -25,6 +25,7 @@ from sslfast.losses._reduce import mean
 from sslfast.ops._checks import accumulator, check_device, check_floating
 
 
+@agreeing
 def mmcr_loss(
     online: Tensor,
     momentum: Tensor,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses._checks import check_rows, check_views
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._variance_covariance import (
@@ -35,6 +36,7 @@ from sslfast.ops._checks import check_device
 from sslfast.ops._frobenius_arguments import Route
 
 
+@agreeing
 def sie_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

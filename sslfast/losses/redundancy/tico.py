@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sslfast._registry import Loss, Sample, Size, State, register_loss
 from sslfast.distributed import (
+    agreeing,
     all_gather_rows,
     cross_frobenius_of_ranks,
     mean_over_ranks,
@@ -65,6 +66,7 @@ def tico_loss(
 ) -> Tensor | tuple[Tensor, Tensor | None]: ...
 
 
+@agreeing
 def tico_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,
@@ -170,6 +172,7 @@ class TiCoLoss(Objective):
         self.gather_distributed = gather_distributed
         self.register_buffer("C", None)
 
+    @agreeing
     def forward(self, z_a: Tensor, z_b: Tensor, update_covariance_matrix: bool = True) -> Tensor:
         """Return the 0-dim loss of two views.
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses._checks import check_views
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._variance_covariance import (
@@ -33,6 +34,7 @@ from sslfast.losses.redundancy._weighted_terms import WeightedTerms, check_terms
 from sslfast.ops._frobenius_arguments import Route
 
 
+@agreeing
 def vibcreg_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,
