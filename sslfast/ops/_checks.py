@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -119,7 +120,7 @@ def values_are_read(tensor: Tensor) -> bool:
     Asked inside an op, where tensors are real even while a graph is compiled. Never inside a
     transform of `torch.func`, where a tensor may stand for several.
     """
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if not torch.compiler.is_compiling() and functorch.is_functorch_wrapped_tensor(tensor):
         return False
     return tensor.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
 

@@ -48,8 +48,10 @@ def call_op(op: Any, *arguments: Any) -> Any:
     Raises:
         NotImplementedError: an argument carries a tangent.
     """
+    if torch.compiler.is_compiling():
+        return op(*arguments)
     _refuse_tangents(op._name, arguments)
-    if _is_transformed():
+    if torch._C._are_functorch_transforms_active():
         return _transformable(op).apply(*arguments)
     return op(*arguments)
 
@@ -60,18 +62,17 @@ def call_function(function: type[torch.autograd.Function], *arguments: Any) -> A
     Raises:
         NotImplementedError: an argument carries a tangent, or is part of a transform.
     """
-    _refuse_tangents(function.__name__.strip("_"), arguments)
-    if _is_transformed() and any(map(functorch.is_functorch_wrapped_tensor, _flat(arguments))):
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)  # type: ignore[no-untyped-call]
+    name = function.__name__.strip("_")
+    _refuse_tangents(name, arguments)
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed and any(map(functorch.is_functorch_wrapped_tensor, _flat(arguments))):
         raise NotImplementedError(
-            f"{function.__name__.strip('_')} has no rule for torch.func transforms (grad, vjp, "
+            f"{name} has no rule for torch.func transforms (grad, vjp, "
             "vmap): take torch.autograd.grad, one batch at a time"
         )
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of `torch.func` is running here."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 @cache
@@ -102,7 +103,7 @@ def _flat(arguments: Any) -> list[Tensor]:
 
 def _refuse_tangents(name: str, arguments: Any) -> None:
     """Raises NotImplementedError where a tensor, in lists too, carries a tangent."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    if forward_ad._current_level < 0:
         return
     if any(tensor.is_floating_point() and _carries_tangent(tensor) for tensor in _flat(arguments)):
         raise NotImplementedError(
