@@ -20,6 +20,7 @@ one matrix 3 N^2 D against 3 N D^2.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -33,6 +34,7 @@ from sslfast.ops import _frobenius_cost as cost
 from sslfast.ops._checks import FLOATS, accumulator
 from sslfast.ops._frobenius_arguments import Arguments, Gradients, Route, Sums, check_arguments
 from sslfast.ops._frobenius_reference import reference_backward, reference_forward
+from sslfast.ops._frobenius_scale import has_overflown, rescaled
 from sslfast.ops._operands import tile_operands
 from sslfast.ops._registration import call_op, register_gradient, wanted
 
@@ -98,17 +100,27 @@ def cross_frobenius(
         TypeError: `a` or `b` is not a floating tensor.
         ValueError: shapes or devices do not match, or there is no such route.
 
-    Differs from squaring a matrix product: half-precision operands accumulate in float32 and the
-    result stays float32, so that float16 does not overflow; under autocast operands are rounded to
-    the autocast dtype, as a matrix product would. A second derivative raises.
+    Differs from squaring a matrix product: where a sum of the Gram route overflows and the result
+    does not, the operands are scaled by powers of two (on a CPU; elsewhere the result is NaN).
+    Half-precision operands accumulate in float32 and the result stays float32, so that float16
+    does not overflow; under autocast operands are rounded to the autocast dtype, as a matrix
+    product would. A second derivative raises.
     """
     check_arguments(a, b, split_diagonal, route)
     a, b = tile_operands(a, b)
     chosen = cost.choose_route(a, b) if route == "auto" else route
-    arguments = Arguments(a, b, split_diagonal, chosen)
-    room = cost.cache_elements(a, b, chosen, cost.learns(a, b))
-    total, diagonal, _ = call_op(_forward, *arguments, room, _backends.forced())
+    total, diagonal = _sums(a, b, split_diagonal, chosen)
+    if has_overflown(total):
+        scaled = partial(_sums, split_diagonal=split_diagonal, route=chosen)
+        total, diagonal = rescaled(scaled, a, b, total, diagonal)
     return (total, diagonal) if split_diagonal else total
+
+
+def _sums(a: Tensor, b: Tensor | None, split_diagonal: bool, route: str) -> tuple[Tensor, Tensor]:
+    arguments = Arguments(a, b, split_diagonal, route)
+    room = cost.cache_elements(a, b, route, cost.learns(a, b))
+    total, diagonal, _ = call_op(_forward, *arguments, room, _backends.forced())
+    return total, diagonal
 
 
 _ARGUMENTS = (
