@@ -80,7 +80,7 @@ def cache_elements(arguments: Arguments, keep: str) -> int:
 
 def sum_elements(arguments: Arguments) -> int:
     """A header, and two numbers for each sum: what rounding took, or shift and total."""
-    sums = len(arguments.queries) + (arguments.num_keys if arguments.columns else 0)
+    sums = arguments.queries.shape[0] + (arguments.num_keys if arguments.columns else 0)
     return CACHE_HEADER + _round_up(2 * sums, CACHE_HEADER)
 
 
@@ -169,7 +169,7 @@ def peak_bytes(
 def _gpu_peak_bytes(queries: Tensor, keys: Tensor | None, backward: bool) -> int:
     """Partial sums and partial gradients of all programs, the cache, a chunk of G."""
     num_rows, dim = queries.shape
-    num_keys = num_rows if keys is None else len(keys)
+    num_keys = num_rows if keys is None else keys.shape[0]
     sums = GPU_PARTS * (num_rows + num_keys) * 4
     if not backward:
         return sums

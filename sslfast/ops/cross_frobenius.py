@@ -131,7 +131,7 @@ _ARGUMENTS = (
 @torch.library.custom_op(
     "sslfast::cross_frobenius",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, int cache_elements, str backend)"
+    schema=f"({_ARGUMENTS}, SymInt cache_elements, str backend)"
     " -> (Tensor total, Tensor diagonal, Tensor cache)",
 )
 def _forward(*given: Any) -> Sums:

@@ -164,7 +164,7 @@ _ARGUMENTS = (
     mutates_args=(),
     # The size of the cache is part of the graph: compiled code on disk is found by its graph, and
     # must not outlive a change of the layout.
-    schema=f"({_ARGUMENTS}, str keep, int cache_elements, str backend)"
+    schema=f"({_ARGUMENTS}, str keep, SymInt cache_elements, str backend)"
     " -> (Tensor rows, Tensor cols, Tensor cache)",
 )
 def _forward(*given: Any) -> Sums:
@@ -184,7 +184,7 @@ def _(*given: Any) -> Sums:
     arguments = Arguments(*fields)
     empty = arguments.scale.new_empty
     return Sums(
-        empty(len(arguments.queries)),
+        empty(arguments.queries.shape[0]),
         empty(arguments.num_keys if arguments.columns else 0),
         empty(cache_elements),
     )
