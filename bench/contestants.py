@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sslfast
 from sslfast import _backends
+from sslfast._core.tree import floating
 from sslfast._registry import LOSSES, PRIMITIVES
 from sslfast.bench import peers
 from sslfast.bench.ledger import BOTH, FORWARD
@@ -153,7 +154,7 @@ def forward_backward(
     with contestant.forcing():
         with contestant.casting(place or Place()):
             outputs = as_tuple(contestant.objective(**inputs))
-        wanted = [inputs[leaf] for leaf in leaves]
+        wanted = [each for leaf in leaves for each in floating(inputs[leaf])]
         learning = continuous(outputs)
         weights = [cotangent(o) for o in learning]
         gradients = torch.autograd.grad(learning, wanted, weights) if wanted else ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sslfast._registry import LOSSES, Tolerance
+from sslfast._registry import LOSSES, PRIMITIVES, Tolerance
 from sslfast.bench.contestants import EAGER, Contestant
 from sslfast.bench.place import Place
 from sslfast.bench.suite import Case, Inputs
@@ -105,7 +105,12 @@ def _results(case: Case, contestant: Contestant, place: Place, inputs: Inputs) -
         return tuple(o.to(_at_least_float32(o.dtype)) for o in outputs)
 
     with contestant.forcing():
-        return evaluate(objective, inputs, contestant.leaves(case))
+        return evaluate(objective, inputs, contestant.leaves(case), _mutates(case))
+
+
+def _mutates(case: Case) -> tuple[str, ...]:
+    primitive = PRIMITIVES.get(case.workload.subject)
+    return () if primitive is None else primitive.mutates
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._core.tree import map_tensors
+
 CPU, CUDA = "cpu", "cuda"
 DTYPES = {
     "fp32": torch.float32,
@@ -72,13 +74,11 @@ class Place:
 
     def put(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Float32 CPU arguments on the device; rows rounded, single numbers left in float32."""
-        return {name: self._put(value) for name, value in inputs.items()}
+        return {name: map_tensors(self._put, value) for name, value in inputs.items()}
 
-    def _put(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        rounded = value.is_floating_point() and value.dim() > 0
-        return value.to(self.device, self.dtype if rounded else value.dtype)
+    def _put(self, tensor: Tensor) -> Tensor:
+        rounded = tensor.is_floating_point() and tensor.dim() > 0
+        return tensor.to(self.device, self.dtype if rounded else tensor.dtype)
 
     @contextmanager
     def matmul_precision(self) -> Iterator[None]:

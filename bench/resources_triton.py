@@ -129,15 +129,16 @@ def launches(primitive: Primitive, arch: str, brief: bool = False) -> Iterator[t
         if dtype not in dtypes or (brief and label not in BRIEF):
             continue
         arguments = cast(sample.make(torch.Generator().manual_seed(0)), dtype, "meta")
-        every = [name for name in primitive.differentiable if name in arguments]
-        learning = {"": every, f" d{every[0]}": every[:1], " no gradient": []}
+        every = primitive.learning(arguments)
+        first = {f" d{every[0]}": every[:1]} if every else {}
+        learning = {"": every, **first, " no gradient": []}
         for suffix, names in learning.items():
             with (
                 _matmul_precision(precision),
                 recording(TARGETS[arch]) as recorded,
                 _TritonOnMeta(primitive),
             ):
-                evaluate(primitive.function, arguments, names)
+                evaluate(primitive.function, arguments, names, primitive.mutates)
             for launch in recorded:
                 yield f"{sample.name} {label}{suffix}", launch
 
@@ -157,8 +158,7 @@ class _TritonOnMeta(TorchDispatchMode):
 
     def __init__(self, primitive: Primitive) -> None:
         super().__init__()
-        ops = (primitive.forward_op, primitive.backward_op)
-        self.bodies = {op._opoverload: op._init_fn for op in ops}
+        self.bodies = {op._opoverload: op._init_fn for op in primitive.ops}
         self.choice = _backends.Choice("triton", primitive.implementations["triton"], {})
 
     def __torch_dispatch__(

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from sslfast import losses
+from sslfast._core.tree import learning
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Primitive, Sample
 from sslfast.bench.peers import Objective, Peer
 from sslfast.bench.place import CPU, Place
@@ -118,7 +119,7 @@ class Case:
         """Fresh arguments on a device (the CPU); the same numbers for every process of the case."""
         drawn = self.workload.draw(self.shape, torch.Generator().manual_seed(seed))
         return {
-            name: value.requires_grad_() if name in self.workload.leaves else value
+            name: learning(value) if name in self.workload.leaves else value
             for name, value in (place or Place()).put(drawn).items()
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sslfast._core.tree import learning
 from sslfast._registry import LOSSES, Loss, Sample
 from sslfast.bench.contestants import Contestant, forward_backward, runnable_backends
 from sslfast.bench.suite import SEED
@@ -32,7 +33,7 @@ def test_forward_backward(benchmark: Any, loss: Loss, sample: Sample, backend: s
     inputs = cast(sample.make(torch.Generator().manual_seed(SEED)), torch.float32)
     leaves = loss.learning(inputs)
     for leaf in leaves:
-        inputs[leaf].requires_grad_()
+        learning(inputs[leaf])
     contestant = Contestant("sslfast", loss.functional, backend)
     benchmark.group = f"{loss.name} {sample.name}"
     (value,), gradients = benchmark(forward_backward, contestant, inputs, leaves)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Choice:
         return self.implementation.forward(*arguments, **self.options)
 
     def backward(self, *arguments: Any) -> Any:
+        assert self.implementation.backward is not None, "a primitive without a gradient"
         return self.implementation.backward(*arguments, **self.options)
 
 
@@ -127,7 +129,10 @@ BACKENDS: dict[str, Backend] = {
     ),
 }
 
-_forced = os.environ.get("SSLFAST_BACKEND", "")
+_default = os.environ.get("SSLFAST_BACKEND", "")
+_forced = _default
+_forcing: list[list[str]] = []  # names of the ``with`` blocks that are open, in order of entry
+_lock = threading.Lock()
 
 
 def on_gpu(tensor: Tensor) -> bool:
@@ -149,19 +154,29 @@ def backend(name: str) -> Iterator[None]:
             ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``, ``"cpu:emulated"`` (the matrix
             kernels without matrix instructions, for tests), ``"cuda"`` (prebuilt where it can run,
             else compiled on first use), ``"cuda:prebuilt"``, ``"cuda:nvrtc"``, ``"triton"`` or
-            ``"reference"``. The setting holds for the whole process, not for one thread.
+            ``"reference"``. The setting holds for the whole process, not for one thread: of
+            several blocks that are open, in whatever threads, the one that was entered last.
 
     Raises:
         ValueError: no such backend.
         RuntimeError: by a call inside the block, where the backend cannot run; with the reason.
     """
-    global _forced
     _parse(name)
-    previous, _forced = _forced, name
+    block = [name]  # known by identity: two threads may force the same backend
+    with _lock:
+        _forcing.append(block)
+        _settle()
     try:
         yield
     finally:
-        _forced = previous
+        with _lock:
+            del _forcing[next(i for i, each in enumerate(_forcing) if each is block)]
+            _settle()
+
+
+def _settle() -> None:
+    global _forced
+    _forced = _forcing[-1][0] if _forcing else _default
 
 
 def available() -> dict[str, str | None]:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sslfast._core.tree import floating
+
 Size = Literal["tiny", "ragged", "typical", "extreme"]
 
 
@@ -25,8 +27,9 @@ class Sample:
         name: unique within its primitive or loss.
         size: ``"tiny"`` (edge shapes), ``"ragged"`` (multiples of nothing), ``"typical"`` (as
             users have it) or ``"extreme"`` (values or shapes at the limit of what is promised).
-        make: keyword arguments of the public function, drawn from a generator as float64 CPU
-            tensors; tests cast and round them.
+        make: keyword arguments of the public function, drawn from a generator; the floating-point
+            tensors, in lists, tuples and dicts too, in float64 on the CPU: tests cast and round
+            them.
         smooth: ``False`` at a kink, where a gradient has no finite difference beside it.
     """
 
@@ -42,13 +45,14 @@ class Implementation:
 
     Args:
         forward, backward: take the arguments of the forward and backward op (without
-            ``backend``), and the options of the backend's variant as keywords.
+            ``backend``), and the options of the backend's variant as keywords. A primitive without
+            a gradient has no ``backward``.
         dtypes: what ``forward`` accepts as the dtype of its first tensor.
         reject: reason why these tensors cannot run here, ``None`` if they can; without it all can.
     """
 
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    backward: Callable[..., Any] | None
     dtypes: tuple[torch.dtype, ...]
     reject: Callable[..., str | None] | None = None
 
@@ -57,8 +61,12 @@ def lazily(
     module: str,
     dtypes: tuple[torch.dtype, ...],
     reject: Callable[..., str | None] | None = None,
+    *,
+    learns: bool = True,
 ) -> Implementation:
-    """The ``forward`` and ``backward`` of a module that its first call imports.
+    """The ``forward`` and, where the primitive `learns`, the ``backward`` of a module.
+
+    Its first call imports it.
 
     For launchers that need a package which may be absent: a backend whose package is missing is
     never called.
@@ -70,7 +78,7 @@ def lazily(
     def backward(*arguments: Any, **options: Any) -> Any:
         return import_module(module).backward(*arguments, **options)
 
-    return Implementation(forward, backward, dtypes, reject)
+    return Implementation(forward, backward if learns else None, dtypes, reject)
 
 
 @dataclass(frozen=True)
@@ -115,16 +123,18 @@ class Primitive:
         serves: names of the objectives that are built on it.
         reference: plain torch; oracle in float64, baseline in the tested dtype, fallback.
         function: the public function, same arguments as `reference`.
-        forward_op, backward_op: the registered `torch.library.custom_op` pair.
+        forward_op: the registered `torch.library.custom_op`.
         implementations: by backend name.
         samples: cases that cover the argument space.
-        differentiable: names of the arguments that receive gradients.
         flops: floating-point operations of the least work known, from the arguments of
             `function` (meta tensors do) and ``backward: bool = True``.
         bytes: least memory traffic: every input read and every output written once; arguments
             as `flops`.
         peak_bytes: most memory above the inputs that a native backend may hold at any time,
             outputs and gradients included; arguments as `flops`.
+        backward_op: the other one of the pair, ``None`` for a primitive without a gradient.
+        differentiable: names of the arguments that receive gradients, none without `backward_op`.
+        mutates: names of the arguments that are written in place.
         properties: identities that every backend keeps.
         memory: the forms whose peak is measured against `peak_bytes`, by name: the arguments for N
             rows of D features, float32 on the CPU. Twice the rows take at most twice the memory.
@@ -138,20 +148,50 @@ class Primitive:
     reference: Callable[..., Any]
     function: Callable[..., Any]
     forward_op: Any
-    backward_op: Any
     implementations: Mapping[str, Implementation]
     samples: tuple[Sample, ...]
-    differentiable: tuple[str, ...]
     flops: Callable[..., int]
     bytes: Callable[..., int]
     peak_bytes: Callable[..., int]
+    backward_op: Any = None
+    differentiable: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
     properties: tuple[Property, ...] = ()
     memory: Mapping[str, Callable[[int, int], dict[str, Any]]] = field(default_factory=dict)
     tolerances: Mapping[tuple[str, torch.dtype], Tolerance] = field(default_factory=dict)
 
+    @property
+    def ops(self) -> tuple[Any, ...]:
+        """The forward op, and the backward op where there is one."""
+        return (
+            (self.forward_op,) if self.backward_op is None else (self.forward_op, self.backward_op)
+        )
+
     def learning(self, arguments: Mapping[str, Any]) -> list[str]:
         """Names of the arguments that receive gradients."""
-        return [n for n in self.differentiable if isinstance(arguments.get(n), Tensor)]
+        return [name for name in self.differentiable if floating(arguments.get(name))]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a loss keeps from step to step.
+
+    The functional twin takes it and, with ``update=True``, returns ``(loss, state)``: the state
+    moved on by this batch, in the memory that was given where that fits, or as it was where the
+    batch has a NaN. The module only keeps it.
+
+    Args:
+        argument: the keyword of the functional twin.
+        batch: names of its arguments that ``forward`` of the module takes, in that order.
+        module: makes the module from the other arguments of a sample; its ``state_dict`` holds the
+            state.
+        kept: the module's state, as the functional twin takes it.
+    """
+
+    argument: str
+    batch: tuple[str, ...]
+    module: Callable[..., nn.Module]
+    kept: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -170,6 +210,7 @@ class Loss:
         constants: floating arguments that nobody learns through: a queue of past rows, a teacher.
         amplification: from the arguments, by how much the rounding of a row is larger in the loss:
             the size of its logits, where rows of norm 1 are divided by a temperature.
+        state: what it keeps from step to step, ``None`` for a loss of its arguments alone.
     """
 
     name: str
@@ -182,16 +223,22 @@ class Loss:
     samples: tuple[Sample, ...]
     constants: tuple[str, ...] = ()
     amplification: Callable[[Mapping[str, Any]], float] = lambda arguments: 1.0
+    state: State | None = None
 
     def learning(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Names of the arguments that receive gradients: floating tensors but for `constants`."""
-        return [
+        """Names of the arguments that receive gradients: floating tensors but for `constants`.
+
+        Raises:
+            ValueError: there are none; every loss learns.
+        """
+        names = [
             name
             for name, value in arguments.items()
-            if isinstance(value, Tensor)
-            and value.is_floating_point()
-            and name not in self.constants
+            if floating(value) and name not in self.constants
         ]
+        if not names:
+            raise ValueError(f"loss {self.name!r} learns nothing from {sorted(arguments)}")
+        return names
 
     def tolerance(self, arguments: Mapping[str, Any]) -> Tolerance:
         """A logit carries as many eps as it is large into the loss and its gradient."""
@@ -207,10 +254,19 @@ def register_primitive(spec: Primitive) -> Primitive:
     """Add a primitive and return it.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken; or a gradient is half there: with a backward op every
+            implementation has a ``backward`` and some argument is differentiable, without it none.
     """
     if spec.name in PRIMITIVES:
         raise ValueError(f"primitive {spec.name!r} is registered twice")
+    learns = spec.backward_op is not None
+    halves = {f"backward of {n}": each.backward for n, each in spec.implementations.items()}
+    for what, there in {"differentiable": spec.differentiable or None, **halves}.items():
+        if (there is not None) != learns:
+            raise ValueError(
+                f"primitive {spec.name!r} has {'a' if learns else 'no'} backward_op, "
+                f"{'but no' if learns else 'but'} {what}"
+            )
     PRIMITIVES[spec.name] = spec
     return spec
 

@@ -15,6 +15,10 @@ baseline itself is poor, twice its error says little: the relative L2 error must
 
 Integers (indices, counts) are right or wrong: each must be that of the oracle.
 
+Arguments and results may hold their tensors in lists, tuples and dicts: every one of them is cast,
+learns and is judged. A call that gives nothing to compare fails, and so does one whose arguments
+should learn and do not.
+
 `compare` judges one tensor, `check_case` a function with its gradients. Both return reports whose
 ``ratio`` (kernel over baseline error) belongs beside any timing; ``require()`` raises
 `AssertionError` where the rule is broken.
@@ -30,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._evaluate import as_tuple, cast, continuous, evaluate, gradients, learnable
 from sslfast._memory import peak_memory, peak_memory_of
 from sslfast._registry import Tolerance
 
@@ -43,13 +48,14 @@ __all__ = [
     "compare",
     "continuous",
     "evaluate",
+    "gradients",
+    "learnable",
     "measure",
     "peak_memory",
     "peak_memory_of",
     "threads",
 ]
 
-COTANGENT_SEED = 7
 # Truths below are counted as this much: they may be what cancellation left, of which the oracle
 # knows no digit. A float64 result is judged by an oracle of its own precision.
 NEGLIGIBLE = 1e-12
@@ -207,6 +213,7 @@ def check_case(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     differentiable: Sequence[str] | None = None,
+    mutates: Sequence[str] = (),
     tolerance: Tolerance | None = None,
     rounding: torch.dtype | None = None,
     absolute: float | None = None,
@@ -219,14 +226,13 @@ def check_case(
         arguments: float64 CPU tensors and options, as a `Sample` makes them.
         dtype: the floating-point tensors are rounded to it.
         device: where function and baseline run.
-        differentiable: names of the tensors that get gradients, all floating-point ones by
-            default.
+        differentiable, mutates: see `evaluate`.
         tolerance, rounding, absolute: see `compare`.
     """
     rounded = cast(arguments, dtype, device)
-    oracle = evaluate(reference, cast(rounded, torch.float64, "cpu"), differentiable)
-    baseline = evaluate(reference, rounded, differentiable)
-    kernel = evaluate(function, rounded, differentiable)
+    oracle = evaluate(reference, cast(rounded, torch.float64, "cpu"), differentiable, mutates)
+    baseline = evaluate(reference, rounded, differentiable, mutates)
+    kernel = evaluate(function, rounded, differentiable, mutates)
     assert kernel.keys() == oracle.keys(), f"{sorted(kernel)} instead of {sorted(oracle)}"
     return CaseReport(
         tuple(
@@ -244,55 +250,6 @@ def check_case(
     )
 
 
-def evaluate(
-    function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    differentiable: Sequence[str] | None = None,
-) -> dict[str, Tensor]:
-    """Outputs and gradients of a call by name: ``"output 0"``, ``"gradient of queries"``.
-
-    The outputs are weighted by fixed numbers between 0.5 and 1.5, the same for every call; integers
-    have no weight and no gradient.
-    """
-    leaves = {
-        name: value.detach().clone().requires_grad_()
-        for name, value in arguments.items()
-        if _is_floating(value) and (differentiable is None or name in differentiable)
-    }
-    returned = function(**{**arguments, **leaves})
-    outputs = as_tuple(returned)
-    results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
-    if leaves:
-        learning = continuous(outputs)
-        cotangents = [_cotangent(output) for output in learning]
-        gradients = torch.autograd.grad(learning, list(leaves.values()), cotangents)
-        for name, gradient in zip(leaves, gradients, strict=True):
-            results[f"gradient of {name}"] = gradient
-    return results
-
-
-def as_tuple(returned: Any) -> tuple[Tensor, ...]:
-    """The tensors that a call returned."""
-    return (returned,) if isinstance(returned, Tensor) else tuple(returned)
-
-
-def continuous(returned: Any) -> tuple[Tensor, ...]:
-    """Those of a call's tensors that may have a gradient: not indices, nor counts."""
-    return tuple(output for output in as_tuple(returned) if output.is_floating_point())
-
-
-def cast(
-    arguments: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> dict[str, Any]:
-    """The arguments on a device, their floating-point tensors rounded to a dtype."""
-    return {
-        name: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in arguments.items()
-    }
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads inside the ``with`` block."""
@@ -302,16 +259,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _is_floating(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _cotangent(output: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(COTANGENT_SEED)
-    weights = 0.5 + torch.rand(output.shape, generator=generator, dtype=torch.float64)
-    return weights.to(output)
 
 
 def _mismatch(kernel: Tensor, baseline: Tensor, oracle: Tensor) -> str:

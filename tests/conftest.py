@@ -122,9 +122,16 @@ def _without_kernels(item: pytest.Item) -> str:
 
 
 def takes(backend: str, dtype: torch.dtype, *names: str) -> bool:
-    """Whether a backend runs these primitives in a dtype."""
+    """Whether a backend runs these primitives in a dtype.
+
+    One whose first tensor holds integers (an image) has its other tensors in float32.
+    """
     base = backend.partition(":")[0]
-    return all(dtype in PRIMITIVES[name].implementations[base].dtypes for name in names)
+    accepted = [PRIMITIVES[name].implementations[base].dtypes for name in names]
+    return all(
+        dtype in dtypes or (dtype == torch.float32 and not any(d.is_floating_point for d in dtypes))
+        for dtypes in accepted
+    )
 
 
 def require_dtype(backend: str, dtype: torch.dtype, *names: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 
 from sslfast._core.numerics import FLOATS, INTEGERS
 
@@ -132,8 +133,11 @@ def check_choice(name: str, value: str | None, choices: Collection[str | None]) 
 def values_are_read(tensor: Tensor) -> bool:
     """Whether values are checked: on a CPU always, on CUDA under ``SSLFAST_CHECK=1`` only.
 
-    Asked inside an op, where tensors are real even while a graph is compiled.
+    Asked inside an op, where tensors are real even while a graph is compiled. Never inside a
+    transform of `torch.func`, where a tensor may stand for several.
     """
+    if not torch.compiler.is_compiling() and functorch.is_functorch_wrapped_tensor(tensor):
+        return False
     return tensor.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
 
 
@@ -202,7 +206,6 @@ def _value_of_tensor(name: str, scalar: Tensor, device: torch.device | None) -> 
         raise ValueError(
             f"{name} must be on the device of the embeddings ({device}), got {scalar.device}"
         )
-    on_host = scalar.device.type == "cpu" or os.environ.get("SSLFAST_CHECK") == "1"
-    if torch.compiler.is_compiling() or scalar.is_meta or not on_host:
+    if torch.compiler.is_compiling() or scalar.is_meta or not values_are_read(scalar):
         return None
     return scalar.item()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from sslfast.data.digits import make_digits
+from sslfast.data.digits import DIGITS, make_digits
 from sslfast.data.folder import ImageSet, read_images
 from sslfast.data.pipeline import Pipeline, TorchPipeline, build_pipeline
 from sslfast.data.recipes import DigitsRecipe, ViewRecipe
 
 __all__ = [
+    "DIGITS",
     "DigitsRecipe",
     "ImageSet",
     "Pipeline",

@@ -22,6 +22,7 @@ from sslfast.data.manifest import read_manifest, sha256, write_manifest
 from sslfast.data.recipes import DigitsRecipe
 
 VERSION = 1
+DIGITS = "digits-jpeg"  # the folder's name, beside the runs that train on it
 SPLITS = ("train", "held_out")
 
 

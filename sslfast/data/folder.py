@@ -40,16 +40,44 @@ class ImageSet:
 
 def _decode(path: Path, data: bytes, recipe: ViewRecipe) -> Any:
     image_module = require("PIL.Image", "reading images")
+    operations = require("PIL.ImageOps", "reading images")
     try:
         with image_module.open(BytesIO(data)) as image:
-            image = image.convert("L" if recipe.channels == 1 else "RGB")
-    except OSError as error:
+            image.load()
+            image = operations.exif_transpose(image)  # a camera's picture the right way up
+            image = _eight_bits(image, image_module)
+    except (OSError, image_module.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded as an image: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    image = image.convert("L" if recipe.channels == 1 else "RGB")
     side = recipe.image_size
     if image.size != (side, side):
-        resampling = image_module.Resampling.BICUBIC
-        image = require("PIL.ImageOps", "reading images").fit(image, (side, side), resampling)
+        image = operations.fit(image, (side, side), image_module.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _eight_bits(image: Any, image_module: Any) -> Any:
+    """The image with 8 bits a channel and nothing transparent, which shows black.
+
+    Pillow's own conversion cuts levels above 255 off, and gives transparent pixels whatever colour
+    lies hidden behind them.
+
+    Raises:
+        ValueError: levels of no known range.
+    """
+    if image.mode.startswith("I"):  # 16 bits, in Pillow's modes for more than 8
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"levels must lie between 0 and 65535, got up to {levels.max()}")
+        return image_module.fromarray(np.rint(levels / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("levels must be integers: floating-point pixels have no known range")
+    if "A" in image.mode or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        black = image_module.new("RGBA", coloured.size, (0, 0, 0, 255))
+        return image_module.alpha_composite(black, coloured).convert("RGB")
+    return image
 
 
 def _list_images(folder: Path) -> list[tuple[Path, str]]:
@@ -61,6 +89,8 @@ def _list_images(folder: Path) -> list[tuple[Path, str]]:
         if entry.is_dir()
         for path in sorted(entry.rglob("*"))
         if path.suffix.lower() in EXTENSIONS
+        and path.is_file()
+        and not path.name.startswith("._")  # what macOS writes beside a file
     ]
     if not found:
         raise ValueError(
@@ -108,4 +138,7 @@ def _verify(root: Path, split: str, files: dict[str, str], hashes: dict[str, str
                 if name not in expected
                 else "differs from its sha256 in the manifest"
             )
-            raise ValueError(f"{root / name} {fault}; delete {root} to have it made again")
+            raise ValueError(
+                f"{root / name} {fault}: {root} is not as sslfast made it; move it away to have it "
+                "made again"
+            )

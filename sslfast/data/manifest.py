@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+MARKS = ("recipe_sha256", "files_sha256")  # nobody else's manifest has both
 
 
 def sha256(data: bytes) -> str:
@@ -41,17 +42,24 @@ def write_manifest(
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
-    """The manifest below ``root``, or None where there is none; ValueError where it is damaged."""
+    """The manifest below ``root``, or None where there is none of sslfast's.
+
+    A folder of somebody's own may hold a ``manifest.json`` of another kind.
+
+    Raises:
+        ValueError: the manifest is sslfast's, by its names of hashes, and damaged.
+    """
     path = root / MANIFEST
-    if not path.exists():
+    if not path.is_file():
+        return None
+    text = path.read_bytes().decode(errors="replace")
+    if not all(f'"{mark}"' in text for mark in MARKS):
         return None
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(text)
         intact = hash_file_list(manifest["files"]) == manifest["files_sha256"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a manifest of sslfast ({error!r}); delete {root}"
-        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is a damaged manifest of sslfast ({error!r})") from error
     if not intact:
-        raise ValueError(f"{path}: its file list does not match its files_sha256; delete {root}")
+        raise ValueError(f"{path}: its file list does not match its files_sha256")
     return manifest

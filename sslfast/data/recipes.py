@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 Range = tuple[float, float]
@@ -112,6 +113,13 @@ class ViewRecipe:
 
 
 def view_recipe_from_dict(fields: Mapping[str, Any]) -> ViewRecipe:
-    """Inverse of :meth:`ViewRecipe.as_dict`, also after a journey through JSON."""
+    """Inverse of :meth:`ViewRecipe.as_dict`, also after a journey through JSON.
+
+    Raises:
+        ValueError: other fields than a recipe of this version has.
+    """
+    odd = sorted(fields.keys() ^ {field.name for field in dataclass_fields(ViewRecipe)})
+    if odd:
+        raise ValueError(f"no recipe of views of this version: see the fields {', '.join(odd)}")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     return ViewRecipe(**values)

@@ -6,6 +6,7 @@ function here is the identity.
 
 from __future__ import annotations
 
+from sslfast.distributed.agreement import agreeing, check_agreement
 from sslfast.distributed.exchange import (
     exchange_rows,
     mean_over_ranks,
@@ -18,7 +19,9 @@ from sslfast.distributed.statistics import column_moments_of_ranks
 from sslfast.distributed.world import rank, world_size
 
 __all__ = [
+    "agreeing",
     "all_gather_rows",
+    "check_agreement",
     "column_moments_of_ranks",
     "cross_frobenius_of_ranks",
     "exchange_rows",

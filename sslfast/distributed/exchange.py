@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast.distributed.world import world_size
 
 
@@ -25,7 +26,7 @@ def exchange_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tenso
     """
     if world_size(group) == 1:
         return rows
-    exchanged: Tensor = _ExchangeRows.apply(rows, group)  # type: ignore[no-untyped-call]
+    exchanged: Tensor = call_function(_ExchangeRows, rows, group)
     return exchanged
 
 
@@ -40,7 +41,7 @@ def mean_over_ranks(loss: Tensor, group: dist.ProcessGroup | None = None) -> Ten
     """
     if world_size(group) == 1:
         return loss
-    mean: Tensor = _MeanOverRanks.apply(loss, group)  # type: ignore[no-untyped-call]
+    mean: Tensor = call_function(_MeanOverRanks, loss, group)
     return mean
 
 
@@ -56,13 +57,13 @@ def sum_over_ranks(part: Tensor, group: dist.ProcessGroup | None = None) -> Tens
     """
     if world_size(group) == 1:
         return part
-    total: Tensor = _SumOverRanks.apply(part, group)  # type: ignore[no-untyped-call]
+    total: Tensor = call_function(_SumOverRanks, part, group)
     return total
 
 
 def scale_gradient(rows: Tensor, factor: float) -> Tensor:
     """`rows` themselves, whose gradient is multiplied by `factor` on its way back."""
-    scaled: Tensor = _ScaleGradient.apply(rows, factor)  # type: ignore[no-untyped-call]
+    scaled: Tensor = call_function(_ScaleGradient, rows, factor)
     return scaled
 
 

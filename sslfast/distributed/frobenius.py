@@ -27,9 +27,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.correlation.frobenius import Route
 from sslfast._core.numerics import accumulator, tile_operands
-from sslfast.distributed.gather import check_equal_shapes, gather_without_gradient
+from sslfast.distributed.agreement import check_agreement
+from sslfast.distributed.gather import gather_without_gradient
 from sslfast.distributed.world import world_size
 from sslfast.ops.correlation.checks import check_frobenius
 from sslfast.ops.correlation.frobenius import cross_frobenius
@@ -87,19 +89,18 @@ def cross_frobenius_of_ranks(
         TypeError, ValueError: as `sslfast.cross_frobenius`; or the ranks hold different shapes
             (ValueError; compared as in `all_gather_rows`).
     """
+    check_agreement({"a": a, "b": b}, group)
     check_frobenius(a, b, split_diagonal, route)
     if world_size(group) == 1:
         if split_diagonal:
             return cross_frobenius(a, b, split_diagonal=True, route=route)
         return cross_frobenius(a, b, route=route)
     a, b = tile_operands(a, b)
-    for rows in (a,) if b is None else (a, b):
-        check_equal_shapes(rows, group)
     if route == "auto":
         route = cheaper_route(a, b, world_size(group))
     total: Tensor
-    total, diagonal = _FrobeniusOfRanks.apply(  # type: ignore[no-untyped-call]
-        a, b, split_diagonal, route, group, torch.is_grad_enabled()
+    total, diagonal = call_function(
+        _FrobeniusOfRanks, a, b, split_diagonal, route, group, torch.is_grad_enabled()
     )
     return (total, diagonal) if split_diagonal else total
 

@@ -9,7 +9,6 @@ that cross ranks.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
+from sslfast.distributed.agreement import check_agreement
 from sslfast.distributed.world import world_size
 
 
@@ -32,13 +33,13 @@ def all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Ten
         Its gradient is summed over the ranks (in float32 for half precision) and sliced.
 
     Raises:
-        ValueError: the ranks hold different shapes. Comparing them needs one more exchange,
-            which on CUDA happens under ``SSLFAST_CHECK=1`` only.
+        ValueError: the ranks hold different shapes or dtypes. Comparing them needs one more
+            exchange, which on CUDA happens under ``SSLFAST_CHECK=1`` only.
     """
     if world_size(group) == 1:
         return rows
-    check_equal_shapes(rows, group)
-    gathered: Tensor = _AllGatherRows.apply(rows, group)  # type: ignore[no-untyped-call]
+    check_agreement({"rows": rows}, group)
+    gathered: Tensor = call_function(_AllGatherRows, rows, group)
     return gathered
 
 
@@ -72,18 +73,3 @@ def _scatter_sum(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
     collective(own, rows.contiguous(), group=group)
     return own
-
-
-def check_equal_shapes(rows: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Raises ValueError where ranks hold different shapes: see `all_gather_rows` for when."""
-    if torch.compiler.is_compiling():
-        return
-    if rows.device.type != "cpu" and os.environ.get("SSLFAST_CHECK") != "1":
-        return
-    shape = torch.tensor([rows.shape], device=rows.device)  # (1, dims)
-    shapes = [tuple(rank_shape) for rank_shape in gather_without_gradient(shape, group).tolist()]
-    if len(set(shapes)) > 1:
-        raise ValueError(
-            f"rows must have the same shape on every rank, got {shapes} in rank order; "
-            "drop the last incomplete batch (DataLoader(drop_last=True))"
-        )

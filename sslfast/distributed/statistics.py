@@ -21,9 +21,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.checks import check_matrix
 from sslfast._core.numerics import accumulator
-from sslfast.distributed.gather import check_equal_shapes, gather_without_gradient
+from sslfast.distributed.agreement import check_agreement
+from sslfast.distributed.gather import gather_without_gradient
 from sslfast.distributed.world import world_size
 
 
@@ -49,6 +51,7 @@ def column_moments_of_ranks(
         ValueError: `rows` is no matrix, N - ddof is below 1, or the ranks hold different shapes
             (compared as in `all_gather_rows`).
     """
+    check_agreement({"rows": rows}, group)
     check_matrix("rows", rows, "(n, D)")
     num_rows = len(rows) * world_size(group)
     if num_rows - ddof < 1:
@@ -56,9 +59,7 @@ def column_moments_of_ranks(
             f"rows must be more than ddof={ddof} over all ranks, got shape {tuple(rows.shape)} "
             f"on {world_size(group)} ranks"
         )
-    if world_size(group) > 1:
-        check_equal_shapes(rows, group)
-    mean, variance = _ColumnMoments.apply(rows, ddof, group)  # type: ignore[no-untyped-call]
+    mean, variance = call_function(_ColumnMoments, rows, ddof, group)
     return mean, variance
 
 

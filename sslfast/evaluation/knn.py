@@ -24,13 +24,20 @@ def _check(gallery: Tensor, gallery_labels: Tensor, queries: Tensor) -> None:
         )
     if len(gallery) == 0:
         raise ValueError("gallery must hold at least one row, got 0")
-    if gallery_labels.shape != (len(gallery),) or gallery_labels.is_floating_point():
+    if gallery_labels.shape != (len(gallery),):
         raise ValueError(
             f"gallery_labels must be integers of shape ({len(gallery)},), "
             f"got {gallery_labels.dtype} of shape {tuple(gallery_labels.shape)}"
         )
-    if int(gallery_labels.min()) < 0:
-        raise ValueError(f"gallery_labels must not be negative, got {int(gallery_labels.min())}")
+    _check_labels("gallery_labels", gallery_labels)
+
+
+def _check_labels(name: str, labels: Tensor) -> None:
+    """Integers >= 0: -1 stands for no class in a ranking."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{name} must be integers, got {labels.dtype}")
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name} must not be negative, got {int(labels.min())}")
 
 
 def _vote(labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,18 +133,19 @@ def knn_accuracy(
 
     Args:
         gallery, gallery_labels, queries, k, temperature: as :func:`knn_predict`.
-        query_labels: integer ``(N,)``, the truth.
+        query_labels: integer ``(N,)``, >= 0, the truth.
         top: 1 for the class that :func:`knn_predict` names, 5 for top-5 accuracy. A class for
             which no neighbour votes is never among them.
 
     Raises:
-        TypeError, ValueError: as :func:`knn_predict`, or query_labels not of shape ``(N,)``, or
-            N = 0, or top < 1.
+        TypeError, ValueError: as :func:`knn_predict`, or query_labels not integers >= 0 of shape
+            ``(N,)``, or N = 0, or top < 1.
     """
     if query_labels.shape != queries.shape[:1] or len(queries) == 0:
         raise ValueError(
             f"query_labels must have one label for each of the {len(queries)} queries (at least "
             f"one), got shape {tuple(query_labels.shape)}"
         )
+    _check_labels("query_labels", query_labels)
     ranked = _ranking(gallery, gallery_labels, queries, k, temperature, top)  # (N, top)
     return float((ranked == query_labels[:, None]).any(1).double().mean())

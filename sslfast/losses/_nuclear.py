@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.numerics import accumulator
 
 
 def nuclear_norms(matrices: Tensor) -> Tensor:
-    """Sum of the singular values of each matrix (..., M, N), as (...) in float32 or wider."""
-    norms: Tensor = _NuclearNorms.apply(matrices)  # type: ignore[no-untyped-call]
+    """Sum of the singular values of each matrix (..., M, N), as (...) in float32 or wider.
+
+    NaN for a matrix with a NaN or an infinity.
+    """
+    norms: Tensor = call_function(_NuclearNorms, matrices)
     return norms
 
 
@@ -31,11 +35,16 @@ class _NuclearNorms(torch.autograd.Function):
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
         wide = matrices.to(accumulator(matrices.dtype))
         factorise = _by_svd if wide.dtype == torch.float64 else _by_gram
+        # No decomposition takes a NaN; the norm of such a matrix is one, as its gradient is.
+        finite = wide.isfinite().all(-1).all(-1)  # (...)
+        wide = wide.where(finite[..., None, None], 0)
         with torch.autocast(matrices.device.type, enabled=False):
             norms, polar = factorise(wide, ctx.needs_input_grad[0])
+        if polar is not None:
+            polar = polar.where(finite[..., None, None], torch.nan)
         ctx.save_for_backward(polar)
         ctx.dtype = matrices.dtype
-        return norms.to(wide.dtype)
+        return norms.where(finite, torch.nan).to(wide.dtype)
 
     @staticmethod
     @once_differentiable

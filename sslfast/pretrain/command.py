@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
+import re
 import sys
 import time
 from dataclasses import fields, replace
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from sslfast._core.extras import require
-from sslfast.data import DigitsRecipe, ImageSet, build_pipeline, make_digits, read_images
+from sslfast.data import DIGITS, DigitsRecipe, ImageSet, build_pipeline, make_digits, read_images
+from sslfast.models.checkpoint import previous
 from sslfast.pretrain.config import (
     LOSSES,
     METHODS,
@@ -24,25 +25,27 @@ from sslfast.pretrain.config import (
     config_from_dict,
     refuse_difference,
 )
-from sslfast.pretrain.job import InterruptedTrainingError, Job, run_job
+from sslfast.pretrain.job import CHECKPOINT, InterruptedTrainingError, Job, run_job
 from sslfast.pretrain.loop import Run
-from sslfast.pretrain.report import print_table, write_plot, write_results
+from sslfast.pretrain.report import PLOT, RESULTS, print_table, write_plot, write_results
 
 INTERRUPTED = 130
 CONFIG = "config.json"
+SEED_FOLDER = re.compile(r"seed-\d+")
 # Imported before the work starts: an absent one must not show after five minutes.
 EXTRAS = ("rich", "tqdm", "PIL", "matplotlib.pyplot")
-DIGITS = "digits-jpeg"
 DEFAULT_OUTPUT = Path("runs/simclr-digits")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``sslfast pretrain``; None, the default of a configuration's field: not given."""
     default = Config()
+    side = VIEWS[default.method].image_size
     add = parser.add_argument
     add("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the run (%(default)s)")
-    add("--data", type=Path, help="folder with train/<class>/<image> and held_out/<class>/<image>; "
-        f"left out, handwritten digits are rendered to {DIGITS} beside the output")  # fmt: skip
+    add("--data", type=Path, help="folder with train/<class>/<image> and held_out/<class>/<image>, "
+        f"which become grey and {side} x {side}; left out, handwritten digits are rendered to "
+        f"{DIGITS} beside the output")  # fmt: skip
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on with the run in --output")
     start.add_argument("--overwrite", action="store_true", help="delete the run in --output first")
@@ -72,13 +75,18 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"argument {_flag(name)} must be at least 1, got {value}")
+    if args.threads and args.threads > (os.cpu_count() or 1):
+        raise ValueError(
+            f"argument --threads must be at most the {os.cpu_count()} processors that there are, "
+            f"got {args.threads}"
+        )
     if args.minutes is not None and not 0 < args.minutes < float("inf"):
         raise ValueError(f"argument --minutes must be positive and finite, got {args.minutes}")
     given = _given(args)
     replace(Config(), **given)
     for extra in EXTRAS:
         require(extra, "sslfast pretrain")
-    _prepare_output(args)
+    _check_output(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     started = time.perf_counter()
@@ -112,21 +120,34 @@ def _what_next(args: argparse.Namespace) -> str:
     return f"resume with: sslfast pretrain --output {args.output}{data} --resume"
 
 
-def _prepare_output(args: argparse.Namespace) -> None:
+def _check_output(args: argparse.Namespace) -> None:
     output: Path = args.output
     if output.exists() and not output.is_dir():
         raise ValueError(f"argument --output: {output} is not a folder")
     stored = (output / CONFIG).is_file()
     if args.resume and not stored:
         raise ValueError(f"argument --resume: {output} holds no run to go on with")
-    if stored and args.overwrite:
-        for path in (*output.glob("seed-*"), output / CONFIG):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif stored and not args.resume:
+    if args.resume and args.minutes is not None:
+        raise ValueError("argument --minutes: the steps of a run are settled; leave it out")
+    if stored and not (args.resume or args.overwrite):
         raise ValueError(
             f"argument --output: {output} holds a run already; add --resume to go on with it, "
             "--overwrite to delete it, or name another folder"
         )
+
+
+def _delete_run(output: Path) -> None:
+    """Delete what a run has written into its folder, and nothing else that lies there."""
+    for folder in output.glob("seed-*"):
+        if not (SEED_FOLDER.fullmatch(folder.name) and folder.is_dir()):
+            continue
+        checkpoint = folder / CHECKPOINT
+        for path in (checkpoint, previous(checkpoint)):
+            path.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    for name in (CONFIG, RESULTS, PLOT):
+        (output / name).unlink(missing_ok=True)
 
 
 def _build_job(args: argparse.Namespace, given: dict[str, Any]) -> Job:
@@ -141,8 +162,12 @@ def _build_job(args: argparse.Namespace, given: dict[str, Any]) -> Job:
         config = _stored_config(path, given)
     else:
         config = replace(Config(), **given)
+        step = _first_steps(config, gallery, 6 if args.minutes is not None else 1)
         if args.minutes is not None:
-            config = replace(config, steps=_steps_in(args.minutes, config, gallery))
+            config = replace(config, steps=_steps_in(args.minutes, config, step))
+        # Only now, when it is known that the run can start: an old one goes for it.
+        if args.overwrite:
+            _delete_run(args.output)
         args.output.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(config.as_dict(), indent=1) + "\n")
@@ -187,16 +212,25 @@ def _read_data(args: argparse.Namespace, method: str) -> tuple[ImageSet, ImageSe
     return gallery, held_out
 
 
-def _steps_in(minutes: float, config: Config, gallery: ImageSet) -> int:
-    """Steps per seed that fit in ``minutes`` for all seeds, by the median of a few steps here."""
-    trial = Run(
-        config,
-        config.seed,
-        build_pipeline(gallery, VIEWS[config.method], config.batch_size, config.seed),
-    )
-    for _ in range(6):
-        trial.train_step()
-    step = sorted(trial.seconds[1:])[2]
+def _first_steps(config: Config, gallery: ImageSet, count: int) -> float:
+    """Seconds of a step, by the median of `count` of them on a trial that is thrown away.
+
+    Raises:
+        ValueError: a step fails with this configuration.
+    """
+    pipeline = build_pipeline(gallery, VIEWS[config.method], config.batch_size, config.seed)
+    try:
+        trial = Run(config, config.seed, pipeline)
+        for _ in range(count):
+            trial.train_step()
+    except RuntimeError as error:  # of torch: too large a network for this machine, for instance
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the first step fails with this configuration: {reason}") from error
+    return sorted(trial.seconds[1:] or trial.seconds)[(count - 1) // 2]
+
+
+def _steps_in(minutes: float, config: Config, step: float) -> int:
+    """Steps per seed that fit in ``minutes`` for all seeds, at so many seconds a step."""
     steps = max(1, round(60 * minutes / config.seeds / step))
     print(f"{1e3 * step:.0f} ms a step: {steps} steps for each of {config.seeds} seeds", flush=True)
     return steps

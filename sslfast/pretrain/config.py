@@ -9,6 +9,9 @@ from typing import Any
 
 from sslfast.data.recipes import ViewRecipe
 
+MAX_SEED = 1 << 42  # a pipeline draws every epoch's order from the seed and the epoch
+_KINDS: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+
 METHODS = ("simclr",)
 LOSSES = ("fused", "eager")
 RESUME_HINT = "give the value of the run, or start anew with another --output or --overwrite"
@@ -47,6 +50,12 @@ class Config:
     data_digest: str = ""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), _KINDS[str(field.type)]
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise ValueError(
+                    f"{field.name} must be of type {field.type}, got {type(value).__name__}"
+                )
         for name, allowed in (("method", METHODS), ("loss", LOSSES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -62,6 +71,11 @@ class Config:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
+        if self.seed + self.seeds > MAX_SEED:
+            raise ValueError(
+                f"seed must leave all seeds below {MAX_SEED}, got {self.seed} and {self.seeds} of "
+                "them"
+            )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
 
@@ -84,8 +98,13 @@ def refuse_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any], wher
 
 def config_from_dict(stored: Mapping[str, Any], where: str) -> Config:
     """The configuration of a stored run; ValueError if it is not one."""
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{where} is not a configuration: it holds a {type(stored).__name__}")
     names = {field.name for field in fields(Config)}
     if stored.keys() != names:
         odd = ", ".join(sorted(stored.keys() ^ names))
         raise ValueError(f"{where} is not a configuration of this version: see the fields {odd}")
-    return Config(**stored)
+    try:
+        return Config(**stored)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

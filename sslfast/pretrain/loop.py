@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sslfast.data.pipeline import Pipeline
 from sslfast.evaluation.supervised import cosine_with_warmup
-from sslfast.models.checkpoint import load_checkpoint, save_checkpoint
+from sslfast.models.checkpoint import load_checkpoint, previous, save_checkpoint
 from sslfast.pretrain.config import Config, refuse_difference
 from sslfast.pretrain.methods import SimCLR, build_method
 
@@ -107,12 +108,36 @@ class Run:
         refuse_difference(state["config"], self.config.as_dict(), where)
         refuse_difference({"seed": state["seed"]}, {"seed": self.seed}, where)
         refuse_difference(state["views"], self.method.views.as_dict(), where)
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.pipeline.load_state_dict(state["pipeline"])
-        torch.set_rng_state(state["rng"])
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(_full(state["optimizer"], state["step"]))
+            self.pipeline.load_state_dict(state["pipeline"])
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{where} does not fit this version: {reason}") from error
         self.step = state["step"]
         self.losses, self.seconds = list(state["losses"]), list(state["seconds"])
+
+
+def _full(optimizer: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The optimizer's state; ValueError where it has none for the steps that were taken."""
+    if step and not optimizer["state"]:
+        raise ValueError("the optimizer has no state")
+    return dict(optimizer)
+
+
+def _readable(checkpoint: Path) -> Path | None:
+    """The checkpoint, or the one before where it is damaged or missing; None where none is."""
+    before = previous(checkpoint)
+    if not before.exists():
+        return checkpoint if checkpoint.exists() else None
+    try:
+        load_checkpoint(checkpoint)
+    except ValueError as error:
+        print(f"{error}; going on from {before}", file=sys.stderr)
+        return before
+    return checkpoint
 
 
 def train(
@@ -124,11 +149,13 @@ def train(
 ) -> bool:
     """Train to the last step; False if ``stop`` was requested before.
 
-    Goes on from ``checkpoint`` where it exists. It is rewritten every ``checkpoint_every`` steps,
-    at a stop and at the end; ``report`` is called after every step.
+    Goes on from ``checkpoint`` where it exists, or from the one before where it is damaged. It is
+    rewritten every ``checkpoint_every`` steps, at a stop and at the end; ``report`` is called
+    after every step.
     """
-    if checkpoint.exists():
-        run.load_state_dict(load_checkpoint(checkpoint), str(checkpoint))
+    found = _readable(checkpoint)
+    if found is not None:
+        run.load_state_dict(load_checkpoint(found), str(found))
     while run.step < run.config.steps and not stop.requested:
         run.train_step()
         report(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,3 +212,29 @@ def test_broken_library_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_library, "_PACKAGE", tmp_path)
     reason = str(_library.missing_reason.__wrapped__())
     assert f"does not load under torch {torch.__version__}" in reason
+
+
+def test_blocks_of_threads_that_overlap_leave_nothing_forced() -> None:
+    """Each block ends its own setting, in whatever order they end."""
+    for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)):
+        blocks = [sslfast.backend(name) for name in ("reference", "triton", "reference")]
+        for block in blocks:
+            block.__enter__()
+        open_blocks = ["reference", "triton", "reference"]
+        for index in order:
+            blocks[index].__exit__(None, None, None)
+            open_blocks[index] = ""
+            left = [name for name in open_blocks if name]
+            assert _backends.forced() == (left[-1] if left else "")
+
+
+def test_many_threads_force_and_let_go() -> None:
+    def work(index: int) -> None:
+        for _ in range(200):
+            with sslfast.backend(("reference", "triton")[index % 2]):
+                assert _backends.forced() in ("reference", "triton")
+
+    before = _backends.forced()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert _backends.forced() == before

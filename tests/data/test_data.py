@@ -142,9 +142,13 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="does not match its files_sha256"):
         read_images(tmp_path / "a", "train", ViewRecipe())
-    (tmp_path / "a" / MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match="not a manifest"):
+    text = (tmp_path / "a" / MANIFEST).read_text()
+    (tmp_path / "a" / MANIFEST).write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="damaged manifest of sslfast"):
         read_images(tmp_path / "a", "train", ViewRecipe())
+    (tmp_path / "a" / MANIFEST).write_text("{")  # anybody's
+    with pytest.raises(ValueError, match="no manifest"):
+        make_digits(tmp_path / "a", RECIPE)
 
 
 def test_folders_without_images_and_unreadable_files_are_named(tmp_path: Path) -> None:

@@ -245,9 +245,9 @@ def test_bank_takes_in_the_rows_of_all_ranks(ranks):
 
 
 def test_unequal_batches_are_an_error_on_every_rank(ranks):
-    shapes = [(2 + index, 4) for index in range(len(ranks))]
+    held = ", ".join(f"({2 + index}, 4) float32" for index in range(len(ranks)))
     for result in ranks:
-        assert f"same shape on every rank, got {shapes}" in result["unequal"]
+        assert f"same shape and dtype on every rank, got [{held}]" in result["unequal"]
 
 
 def test_one_process_is_rank_0_of_1_and_gathers_itself():

@@ -165,3 +165,15 @@ def test_supervised_training_learns_separable_labels() -> None:
     )
     with torch.no_grad():
         assert knn_accuracy(encoder(rows), labels, encoder(rows), labels, k=20) == 1.0
+
+
+def test_a_class_without_a_vote_is_never_hit() -> None:
+    """Where fewer classes vote than ``top`` the ranking is padded, with no label that may be."""
+    generator = torch.Generator().manual_seed(0)
+    gallery, queries = torch.randn(2, 6, 4, generator=generator).unbind()
+    labels = torch.arange(6) % 3
+    for wrong in (torch.full((6,), -1), labels.double(), labels.float()):
+        with pytest.raises(ValueError, match=r"query_labels must (not be negative|be integers)"):
+            knn_accuracy(gallery, labels, queries, wrong, k=1, top=5)
+    for never in (3, 10**6):
+        assert knn_accuracy(gallery, labels, queries, torch.full((6,), never), k=1, top=5) == 0.0

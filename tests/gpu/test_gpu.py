@@ -24,9 +24,10 @@ from torch import Tensor
 
 import sslfast
 from sslfast import _backends
+from sslfast._core.tree import tensors
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Sample
 from sslfast.bench.formulas.contrastive import probed_logsumexp
-from sslfast.testing import as_tuple, cast, continuous
+from sslfast.testing import as_tuple, cast, continuous, gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -231,13 +232,13 @@ def test_the_measurement_sees_a_matrix(large_card: None) -> None:
 
 def _peak(function: Callable[..., Any], arguments: dict[str, Any]) -> int:
     """Bytes above the inputs that forward and backward hold at most, gradients included."""
-    leaves = [v for v in arguments.values() if isinstance(v, Tensor) and v.requires_grad]
+    leaves = {name: each for name, each in tensors(arguments) if each.requires_grad}
     cotangents = [torch.ones_like(o) for o in continuous(function(**arguments))]
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     outputs = as_tuple(function(**arguments))
-    kept = torch.autograd.grad(continuous(outputs), leaves, cotangents)
+    kept = gradients(outputs, leaves, cotangents)
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
     del kept

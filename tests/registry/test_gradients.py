@@ -13,20 +13,20 @@ from conftest import CASES, Case, require_dtype, widest
 from torch import Tensor
 
 import sslfast
+from sslfast._core.tree import floating, learning, map_tensors, tensors
 from sslfast._registry import PRIMITIVES
-from sslfast.testing import cast, check_case
+from sslfast.testing import as_tuple, cast, check_case, continuous
 
 LOGSUMEXP = PRIMITIVES["similarity_logsumexp"]
 MAX_INPUTS = 700  # finite differences cost two calls an element
 CHECKED = tuple(
     case
     for case in CASES
-    if case.sample.size in ("tiny", "extreme")
+    if case.primitive.backward_op is not None
+    and case.sample.size in ("tiny", "extreme")
     and case.sample.smooth
     and sum(
-        value.numel()
-        for value in case.sample.make(torch.Generator().manual_seed(0)).values()
-        if isinstance(value, Tensor)
+        value.numel() for _, value in tensors(case.sample.make(torch.Generator().manual_seed(0)))
     )
     <= MAX_INPUTS
 )
@@ -38,14 +38,14 @@ CHECKED = tuple(
 def test_gradcheck(case: Case, cpu_backend: str, generator: torch.Generator) -> None:
     require_dtype(cpu_backend, torch.float64, case.primitive.name)
     arguments = case.sample.make(generator)
-    names = [n for n in case.primitive.differentiable if n in arguments]
-    leaves = [arguments[name].requires_grad_() for name in names]
+    names = case.primitive.learning(arguments)
+    arguments = {name: learning(v) if name in names else v for name, v in arguments.items()}
+    leaves = [each for name in names for each in floating(arguments[name])]
 
-    def function(*values: Tensor) -> Tensor | tuple[Tensor, ...]:
-        outputs = case.primitive.function(**{**arguments, **dict(zip(names, values, strict=True))})
-        if isinstance(outputs, Tensor):
-            return _finite(outputs)
-        return tuple(_finite(output) for output in outputs)
+    def function(*values: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(map(id, leaves), values, strict=True))
+        replaced = map_tensors(lambda each: given.get(id(each), each), arguments)
+        return tuple(_finite(output) for output in as_tuple(case.primitive.function(**replaced)))
 
     assert torch.autograd.gradcheck(function, leaves, fast_mode=False)
 
@@ -159,12 +159,14 @@ def test_excluded_rows_have_zero_gradient(cpu_backend: str, generator: torch.Gen
     assert not dkeys.any()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.sample.size == "ragged"], ids=str)
+LEARNING = [c for c in CASES if c.sample.size == "ragged" and c.primitive.backward_op is not None]
+
+
+@pytest.mark.parametrize("case", LEARNING, ids=str)
 def test_second_derivative_raises(case: Case, generator: torch.Generator) -> None:
     arguments = cast(case.sample.make(generator), torch.float32)
-    leaf = arguments[case.primitive.differentiable[0]].requires_grad_()
-    outputs = case.primitive.function(**arguments)
-    first = outputs if isinstance(outputs, Tensor) else outputs[0]
+    (leaf, *_) = floating(learning(arguments[case.primitive.learning(arguments)[0]]))
+    first = continuous(case.primitive.function(**arguments))[0]
     dfirst = torch.ones_like(first, requires_grad=True)  # all that the gradient of a sum depends on
     (gradient,) = torch.autograd.grad(first, leaf, dfirst, create_graph=True)
     with pytest.raises(RuntimeError, match=f"{case.primitive.name}_backward"):

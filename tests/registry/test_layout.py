@@ -6,6 +6,7 @@ Nor on stale memory: `test_ops_numbers` runs in poisoned memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import density
@@ -15,14 +16,17 @@ from conftest import CASES, CPU_BACKENDS, Case, require_backend, widest
 from torch import Tensor
 
 import sslfast
-from sslfast.testing import as_tuple, cast, continuous, evaluate, threads
+from sslfast._core.tree import learning, map_tensors, tensors
+from sslfast._registry import Primitive
+from sslfast.testing import as_tuple, cast, continuous, evaluate, gradients, threads
 
 FAST_CASES = tuple(case for case in CASES if case.sample.size in ("tiny", "ragged"))
 LARGE_CASES = tuple(case for case in CASES if case.sample.size in ("ragged", "typical"))
 
 
 def run(case: Case, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    return evaluate(case.primitive.function, arguments, case.primitive.differentiable)
+    primitive = case.primitive
+    return evaluate(primitive.function, arguments, primitive.differentiable, primitive.mutates)
 
 
 def assert_bitwise(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -59,20 +63,36 @@ def mixed(tensor: Tensor, index: int) -> Tensor:
 def test_layout_does_not_matter(
     case: Case, layout: Layout, cpu_backend: str, generator: torch.Generator
 ) -> None:
-    plain = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
-    tensors = [name for name, value in plain.items() if isinstance(value, Tensor)]
-    arranged = {**plain, **{n: layout(plain[n], index) for index, n in enumerate(tensors)}}
-    floating = case.primitive.learning(plain)
-    leaves = [arranged[n].requires_grad_() for n in floating]
-    outputs = as_tuple(case.primitive.function(**arranged))
-    gradients = torch.autograd.grad([output.sum() for output in continuous(outputs)], leaves)
-    ones = [value.detach().clone().requires_grad_() for value in (plain[n] for n in floating)]
-    again = {**plain, **dict(zip(floating, ones, strict=True))}
-    expected = as_tuple(case.primitive.function(**again))
-    torch.testing.assert_close(outputs, expected)
+    primitive = case.primitive
+    plain = cast(case.sample.make(generator), widest(cpu_backend, primitive.name))
+    indices = count()
+    arranged = {n: map_tensors(lambda t: layout(t, next(indices)), v) for n, v in plain.items()}
     torch.testing.assert_close(
-        gradients, torch.autograd.grad([output.sum() for output in continuous(expected)], ones)
+        _leaving_layout(primitive, arranged), _leaving_layout(primitive, plain)
     )
+
+
+def _leaving_layout(primitive: Primitive, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Outputs, what was written in place, and gradients; `evaluate` clones into other strides."""
+    given = dict(arguments)
+    for name in primitive.mutates:
+        given[name] = map_tensors(_own_memory, arguments[name])
+    leaves: dict[str, Tensor] = {}
+    for name in primitive.learning(arguments):
+        given[name] = learning(map_tensors(Tensor.detach, arguments[name]))
+        leaves.update(tensors(given[name], name))
+    outputs = as_tuple(primitive.function(**given))
+    ones = [torch.ones((), dtype=o.dtype).expand(o.shape) for o in continuous(outputs)]
+    found = gradients(outputs, leaves, ones)
+    written = {
+        path: each for name in primitive.mutates for path, each in tensors(given[name], name)
+    }
+    return {**{str(index): each.detach() for index, each in enumerate(outputs)}, **written, **found}
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """A copy with the strides of the tensor."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
 
 
 def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generator) -> None:
@@ -81,14 +101,20 @@ def test_expanded_rows_and_cotangent(cpu_backend: str, generator: torch.Generato
     for case in (each for each in CASES if kernels in each.primitive.implementations):
         arguments = cast(case.sample.make(generator), widest(cpu_backend, case.primitive.name))
         name = next(iter(arguments))
-        if case.sample.size != "ragged" or arguments[name].ndim < 2:
+        rows = arguments[name]
+        if case.sample.size != "ragged" or not isinstance(rows, Tensor) or rows.ndim < 2:
             continue
-        row = arguments[name][:1].clone().requires_grad_()
-        copies = row.detach().repeat_interleave(len(arguments[name]), 0).requires_grad_()
+        if case.primitive.mutates:  # nothing can be written where several rows are one
+            continue
+        learns = name in case.primitive.differentiable
+        row = rows[:1].clone().requires_grad_(learns)
+        copies = row.detach().repeat_interleave(len(rows), 0).requires_grad_(learns)
         expanded = case.primitive.function(**{**arguments, name: row.expand_as(copies)})
         repeated = case.primitive.function(**{**arguments, name: copies})
         for left, right in zip(*(as_tuple(each) for each in (expanded, repeated)), strict=True):
             torch.testing.assert_close(left, right)
+        if not learns:
+            continue
         (drow,) = torch.autograd.grad([each.sum() for each in continuous(expanded)], row)
         (dcopies,) = torch.autograd.grad([each.sum() for each in continuous(repeated)], copies)
         torch.testing.assert_close(drow, dcopies.sum(0, keepdim=True))

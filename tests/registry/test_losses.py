@@ -12,7 +12,7 @@ from conftest import poisoned_memory, require_dtype
 from torch import Tensor
 
 from sslfast._registry import LOSSES, Loss, Sample
-from sslfast.testing import cast, check_case, evaluate
+from sslfast.testing import cast, check_case, evaluate, learnable
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -56,6 +56,26 @@ def test_values_and_gradients(
         )
     print(f"error ratio {report.ratio:.2f}")
     report.require()
+
+
+CONSTANT = {"CLIPLoss": {"logit_bias"}}  # a bias of all logits leaves a softmax as it is
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_argument_learns(loss: Loss, generator: torch.Generator) -> None:
+    """In some sample; else eager form and loss might both have dropped its gradient."""
+    learns: dict[str, bool] = {}
+    for sample in loss.samples:
+        if sample.size == "typical":
+            continue
+        arguments = sample.make(generator)
+        _, leaves = learnable(arguments, loss.learning(arguments))
+        found = evaluate(loss.functional, arguments, loss.learning(arguments))
+        for name in leaves:
+            nonzero = bool(found[f"gradient of {name}"].any())
+            learns[name] = learns.get(name, False) or nonzero
+    still = {name for name, nonzero in learns.items() if not nonzero}
+    assert still == CONSTANT.get(loss.name, set())
 
 
 @pytest.mark.thin(rule=density.best)

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sslfast
 from sslfast import _backends
 from sslfast._core.similarity.logsumexp_keep import Keep
+from sslfast._core.tree import learning, map_tensors, tensors
 from sslfast._registry import PRIMITIVES, Primitive
-from sslfast.testing import as_tuple, cast, continuous
+from sslfast.testing import as_tuple, cast, continuous, gradients, learnable
 
 AOT = "test_aot_dispatch_dynamic"
 SMALL_CASES = tuple(case for case in CASES if case.sample.size in ("tiny", "ragged"))
@@ -28,31 +29,28 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self, primitive: Primitive) -> None:
         super().__init__()
-        self.names = {f"sslfast::{primitive.name}", f"sslfast::{primitive.name}_backward"}
+        self.ops = {op._opoverload.name(): op for op in primitive.ops}
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.name() in self.names:
-            detached = (a.detach().clone() if isinstance(a, Tensor) else a for a in args)
-            self.calls.append((func.name(), tuple(detached)))
+        if func.name() in self.ops:
+            self.calls.append((func.name(), map_tensors(lambda a: a.detach().clone(), args)))
         return func(*args, **(kwargs or {}))
 
 
 def run(primitive: Primitive, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    leaves = {
-        name: arguments[name].detach().requires_grad_()
-        for name in primitive.differentiable
-        if isinstance(arguments.get(name), Tensor)
-    }
-    outputs = as_tuple(primitive.function(**{**arguments, **leaves}))
-    learning = continuous(outputs)
-    weights = [torch.linspace(0.5, 1.5, output.numel()).view(output.shape) for output in learning]
-    gradients = torch.autograd.grad(
-        learning, list(leaves.values()), [w.to(o) for w, o in zip(weights, learning, strict=True)]
-    )
-    return (*outputs, *gradients)
+    """Outputs, what was written in place, gradients."""
+    copies = {name: map_tensors(torch.clone, arguments[name]) for name in primitive.mutates}
+    given, leaves = learnable({**arguments, **copies}, primitive.differentiable)
+    outputs = as_tuple(primitive.function(**given))
+    weights = [
+        torch.linspace(0.5, 1.5, output.numel()).view(output.shape).to(output)
+        for output in continuous(outputs)
+    ]
+    found = gradients(outputs, leaves, weights)
+    return (*outputs, *(each for _, each in tensors(copies)), *found.values())
 
 
 @pytest.mark.thin(rule=density.one_of_each_backend)
@@ -73,13 +71,13 @@ def check_ops(primitive: Primitive, arguments: Mapping[str, Any]) -> None:
     with Recorder(primitive) as recorder:
         run(primitive, arguments)
     called = dict(recorder.calls)
-    assert set(called) == recorder.names
-    forward = called[f"sslfast::{primitive.name}"]
-    backward = called[f"sslfast::{primitive.name}_backward"]
-    _opcheck(primitive.backward_op, backward)
+    assert set(called) == set(recorder.ops)
+    forward = called[primitive.forward_op._opoverload.name()]
     _opcheck(primitive.forward_op, _without_cache(primitive, forward))
     _opcheck(primitive.forward_op, forward, "test_schema", "test_faketensor")
-    _opcheck(primitive.forward_op, _requiring(_without_cache(primitive, forward)))
+    if primitive.backward_op is not None:
+        _opcheck(primitive.backward_op, called[primitive.backward_op._opoverload.name()])
+        _opcheck(primitive.forward_op, _requiring(_without_cache(primitive, forward)))
 
 
 def _opcheck(op: Any, arguments: tuple[Any, ...], *only: str) -> None:
@@ -97,10 +95,8 @@ def _without_cache(primitive: Primitive, arguments: tuple[Any, ...]) -> tuple[An
 
 
 def _requiring(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in arguments
-    )
+    copied: tuple[Any, ...] = learning(map_tensors(torch.clone, arguments))
+    return copied
 
 
 @pytest.mark.thin(rule=density.one_of_each_backend)
@@ -117,10 +113,7 @@ def test_fake_tensors_have_the_real_dtypes(
         with Recorder(primitive) as recorder:
             run(primitive, cast(sample.make(generator), dtype))
         for op, arguments in recorder.calls:
-            suffix = "backward_op" if op.endswith("_backward") else "forward_op"
-            torch.library.opcheck(
-                getattr(primitive, suffix), arguments, test_utils="test_faketensor"
-            )
+            torch.library.opcheck(recorder.ops[op], arguments, test_utils="test_faketensor")
 
 
 @pytest.mark.thin(rule=density.best)

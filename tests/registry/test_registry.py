@@ -14,11 +14,13 @@ from torch import nn
 
 import sslfast
 from sslfast import _backends, functional, losses
+from sslfast._core.tree import floating, map_tensors, tensors
 from sslfast._registry import (
     LOSSES,
     PRIMITIVES,
     Loss,
     Primitive,
+    Sample,
     register_loss,
     register_primitive,
 )
@@ -41,7 +43,8 @@ def test_primitive_is_public(primitive: Primitive) -> None:
     assert getattr(sslfast, primitive.name) is primitive.function
     assert getattr(sslfast.ops, primitive.name) is primitive.function
     assert hasattr(torch.ops.sslfast, primitive.name)
-    assert hasattr(torch.ops.sslfast, f"{primitive.name}_backward")
+    learns = primitive.backward_op is not None
+    assert hasattr(torch.ops.sslfast, f"{primitive.name}_backward") == learns
 
 
 def test_every_contract_registers_its_primitive() -> None:
@@ -76,7 +79,7 @@ def test_primitive_is_documented(primitive: Primitive) -> None:
 def test_reference_has_the_signature_of_the_function(primitive: Primitive) -> None:
     function, reference = map(inspect.signature, (primitive.function, primitive.reference))
     assert function.parameters == reference.parameters
-    assert set(primitive.differentiable) <= set(function.parameters)
+    assert {*primitive.differentiable, *primitive.mutates} <= set(function.parameters)
 
 
 @primitives
@@ -88,10 +91,8 @@ def test_primitive_is_sampled(primitive: Primitive, generator: torch.Generator) 
     for sample in primitive.samples:
         arguments = sample.make(generator)
         seen |= set(arguments)
-        for value in arguments.values():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                assert value.dtype == torch.float64
-    assert set(primitive.differentiable) <= seen
+        assert all(value.dtype == torch.float64 for value in floating(arguments))
+    assert {*primitive.differentiable, *primitive.mutates} <= seen
 
 
 @primitives
@@ -99,11 +100,11 @@ def test_samples_are_reproducible(primitive: Primitive) -> None:
     for sample in primitive.samples:
         first, second = (sample.make(torch.Generator().manual_seed(3)) for _ in range(2))
         assert first.keys() == second.keys()
-        for name, value in first.items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, second[name], rtol=0, atol=0)
-            else:
-                assert value == second[name]
+        for (name, value), (again, same) in zip(tensors(first), tensors(second), strict=True):
+            assert name == again
+            torch.testing.assert_close(value, same, rtol=0, atol=0)
+        options, others = (map_tensors(lambda tensor: None, each) for each in (first, second))
+        assert options == others
 
 
 @primitives
@@ -113,13 +114,14 @@ def test_primitive_is_costed(primitive: Primitive) -> None:
         if sample.size != "typical":
             continue
         real = sample.make(torch.Generator().manual_seed(0))
-        meta = {n: v.to("meta") if isinstance(v, torch.Tensor) else v for n, v in real.items()}
+        meta = map_tensors(lambda tensor: tensor.to("meta"), real)
         for formula in (primitive.flops, primitive.bytes, primitive.peak_bytes):
             whole, forward = formula(**meta), formula(**meta, backward=False)
             assert isinstance(whole, int)
             assert whole == formula(**real)
             # A peak is a maximum: the backward pass need not reach that of the forward pass.
-            assert whole >= forward + (formula is not primitive.peak_bytes)
+            learns = primitive.backward_op is not None
+            assert whole >= forward + (learns and formula is not primitive.peak_bytes)
             assert forward > 0
     assert primitive.memory, "no form whose peak memory is measured"
 
@@ -128,11 +130,22 @@ def test_primitive_is_costed(primitive: Primitive) -> None:
 def test_primitive_is_implemented(primitive: Primitive) -> None:
     assert {"reference", "cpu"} <= set(primitive.implementations) <= set(_backends.BACKENDS)
     for implementation in primitive.implementations.values():
-        assert {torch.float32, torch.bfloat16, torch.float16} <= set(implementation.dtypes)
+        dtypes = set(implementation.dtypes)
+        # The first tensor's: of rows, or of images and indices alone.
+        if any(dtype.is_floating_point for dtype in dtypes):
+            assert {torch.float32, torch.bfloat16, torch.float16} <= dtypes
+        else:
+            firsts = {first_tensor(sample).dtype for sample in primitive.samples}
+            assert firsts <= dtypes
     for backend, _dtype in primitive.tolerances:
         assert backend.partition(":")[0] in primitive.implementations
     for tolerance in primitive.tolerances.values():
         assert tolerance.reason != "the general rule"
+
+
+def first_tensor(sample: Sample) -> torch.Tensor:
+    _, first = next(tensors(sample.make(torch.Generator().manual_seed(0))))
+    return first
 
 
 @every_loss

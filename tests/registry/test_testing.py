@@ -116,3 +116,107 @@ def test_indices_are_right_or_wrong() -> None:
     results = evaluate(lambda x: x.sort(), {"x": torch.tensor([2.0, 1.0])})
     assert sorted(results) == ["gradient of x", "output 0", "output 1"]
     assert results["output 1"].tolist() == [1, 0]
+
+
+VIEWS = [TRUTH.view(20, 20), TRUTH.flip(0).view(20, 20)]
+
+
+def _spread(views: list[Tensor]) -> Tensor:
+    return (views[0] - views[1]).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("holder", ["list", "tuple", "dict"])
+def test_a_detached_loss_of_held_tensors_is_caught(holder: str, dtype: torch.dtype) -> None:
+    """Value right, gradient missing: of all views, or of one."""
+
+    def hold(views: list[Tensor]) -> object:
+        named = dict(enumerate(views))
+        return {"list": views, "tuple": tuple(views), "dict": named}[holder]
+
+    def reference(views: dict[int, Tensor]) -> Tensor:
+        return _spread([views[0], views[1]])
+
+    def detached(views: dict[int, Tensor]) -> Tensor:
+        return _spread([views[0].detach(), views[1].detach()])
+
+    def half_detached(views: dict[int, Tensor]) -> Tensor:
+        return _spread([views[0].detach(), views[1]])
+
+    arguments = {"views": hold(VIEWS)}
+    report = check_case(reference, reference, arguments, dtype=dtype).require()
+    names = [each.name for each in report.reports]
+    assert names == ["output 0", "gradient of views[0]", "gradient of views[1]"]
+    with pytest.raises(AssertionError, match="nothing learned: floating-point output 0"):
+        check_case(detached, reference, arguments, dtype=dtype)
+    with pytest.raises(AssertionError, match=r"views\[0\] did not learn"):
+        check_case(half_detached, reference, arguments, dtype=dtype)
+
+
+def test_held_tensors_are_cast_and_judged() -> None:
+    """The function is given the tested dtype, and a wrong gradient of one view is found."""
+    seen: list[torch.dtype] = []
+
+    def reference(views: list[Tensor]) -> Tensor:
+        seen.extend(view.dtype for view in views)
+        return _spread(views)
+
+    def bent(views: list[Tensor]) -> Tensor:
+        return _spread([views[0], views[1] + 0.1 * (views[1] - views[1].detach())])
+
+    check_case(reference, reference, {"views": VIEWS}, dtype=torch.float16).require()
+    assert set(seen) == {torch.float16, torch.float64}
+    with pytest.raises(AssertionError, match=r"gradient of views\[1\]: largest"):
+        check_case(bent, _spread, {"views": VIEWS}, dtype=torch.float16).require()
+
+
+def test_held_outputs_are_judged() -> None:
+    def halves(rows: Tensor) -> dict[str, list[Tensor]]:
+        return {"halves": list((2 * rows).chunk(2))}
+
+    def wrong(rows: Tensor) -> dict[str, list[Tensor]]:
+        first, second = (2 * rows).chunk(2)
+        return {"halves": [first, 1.1 * second]}
+
+    check_case(halves, halves, {"rows": TRUTH}, dtype=torch.float32).require()
+    with pytest.raises(AssertionError, match="output 1: largest"):
+        check_case(wrong, halves, {"rows": TRUTH}, dtype=torch.float32).require()
+
+
+def test_what_compares_nothing_fails() -> None:
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        evaluate(lambda rows: None, {"rows": TRUTH}, ())
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        evaluate(lambda rows: [1.0, {"loss": 2.0}], {"rows": TRUTH}, ())
+
+
+def test_what_learns_nothing_fails_unless_it_says_so() -> None:
+    ids = {"ids": torch.arange(3)}
+    with pytest.raises(AssertionError, match=r"nothing learns: .* among \['ids'\]"):
+        evaluate(lambda ids: ids.double(), ids)
+    with pytest.raises(AssertionError, match=r"nothing learns: .* among \['rows'\]"):
+        evaluate(lambda ids: ids.double(), ids, ("rows",))
+    with pytest.raises(AssertionError, match="nothing learned: no output is floating-point"):
+        evaluate(lambda rows: rows.argsort(), {"rows": TRUTH})
+    assert list(evaluate(lambda ids: ids.double(), ids, ())) == ["output 0"]
+
+
+def test_what_is_written_in_place_is_judged_and_left_alone() -> None:
+    targets = [torch.zeros(3, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64)]
+    sources = [torch.full_like(each, 4.0) for each in targets]
+
+    def move(targets: list[Tensor], sources: list[Tensor], share: float = 0.5) -> None:
+        for target, source in zip(targets, sources, strict=True):
+            target.lerp_(source, share)
+
+    def forgets_the_last(targets: list[Tensor], sources: list[Tensor]) -> None:
+        move(targets[:-1], sources[:-1])
+
+    arguments = {"targets": targets, "sources": sources}
+    options = {"dtype": torch.bfloat16, "differentiable": (), "mutates": ("targets",)}
+    report = check_case(move, move, arguments, **options).require()
+    names = [each.name for each in report.reports]
+    assert names == ["targets[0] afterwards", "targets[1] afterwards"]
+    assert not targets[0].any()
+    with pytest.raises(AssertionError, match=r"targets\[1\] afterwards: largest"):
+        check_case(forgets_the_last, move, arguments, **options).require()

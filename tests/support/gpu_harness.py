@@ -17,8 +17,18 @@ from torch import Tensor
 
 import sslfast
 from sslfast import _backends
+from sslfast._core.tree import floating, learning, map_tensors, tensors
 from sslfast._registry import LOSSES, PRIMITIVES, Loss, Primitive, Sample, Tolerance
-from sslfast.testing import CaseReport, as_tuple, cast, check_case, continuous, evaluate
+from sslfast.testing import (
+    CaseReport,
+    as_tuple,
+    cast,
+    check_case,
+    continuous,
+    evaluate,
+    gradients,
+    learnable,
+)
 
 Device = torch.device | str
 Results = dict[str, Tensor]
@@ -134,6 +144,7 @@ def check_numbers(case: BackendCase, device: Device) -> CaseReport:
             dtype=case.dtype,
             device=device,
             differentiable=primitive.differentiable,
+            mutates=primitive.mutates,
             tolerance=primitive.tolerances.get((base, case.dtype), Tolerance()),
             # TF32 keeps the 10 bits of fraction that float16 has.
             rounding=torch.float16 if case.precision == "tf32" else None,
@@ -177,7 +188,7 @@ def check_repeats(case: BackendCase, device: Device) -> None:
 def check_layout(case: BackendCase, layout: Callable[[Tensor], Tensor], device: Device) -> None:
     """Operands of other strides, and an incoming gradient of other strides, change nothing."""
     plain = case.arguments(device)
-    arranged = {n: layout(v) if isinstance(v, Tensor) else v for n, v in plain.items()}
+    arranged = {name: map_tensors(layout, value) for name, value in plain.items()}
     with settings(case.backend, case.precision):
         expected = with_cotangents(case, plain, lambda cotangent: cotangent)
         actual = with_cotangents(case, arranged, layout)
@@ -203,24 +214,26 @@ LAYOUTS = (transposed, strided, offset)
 
 
 def run(case: BackendCase, arguments: Mapping[str, Any]) -> Results:
-    return evaluate(case.primitive.function, arguments, case.primitive.differentiable)
+    primitive = case.primitive
+    return evaluate(primitive.function, arguments, primitive.differentiable, primitive.mutates)
 
 
 def with_cotangents(
     case: BackendCase, arguments: Mapping[str, Any], arrange: Callable[[Tensor], Tensor]
 ) -> Results:
     """Values and gradients of leaves that keep their strides, as `evaluate`'s clones may not."""
-    names = case.primitive.learning(arguments)
-    leaves = {name: arguments[name].detach().requires_grad_() for name in names}
-    outputs = as_tuple(case.primitive.function(**{**arguments, **leaves}))
-    learning = continuous(outputs)
-    weights = [torch.linspace(0.5, 1.5, max(o.numel(), 1))[: o.numel()] for o in learning]
-    cotangents = [
-        arrange(weight.view(o.shape).to(o)) for weight, o in zip(weights, learning, strict=True)
+    leaves, given = {}, dict(arguments)
+    for name in case.primitive.learning(arguments):
+        given[name] = learning(map_tensors(Tensor.detach, arguments[name]))
+        leaves.update(tensors(given[name], name))
+    outputs = as_tuple(case.primitive.function(**given))
+    weights = [
+        torch.linspace(0.5, 1.5, max(o.numel(), 1))[: o.numel()].view(o.shape).to(o)
+        for o in continuous(outputs)
     ]
-    gradients = torch.autograd.grad(learning, list(leaves.values()), cotangents)
+    found = gradients(outputs, leaves, [arrange(weight) for weight in weights])
     results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
-    return {**results, **dict(zip(names, gradients, strict=True))}
+    return {**results, **found}
 
 
 class Step:
@@ -229,37 +242,30 @@ class Step:
     def __init__(
         self, function: Callable[..., Any], arguments: Mapping[str, Any], leaves: list[str]
     ) -> None:
-        self.function, self.leaves = function, leaves
-        self.static = {
-            name: value.detach().clone().requires_grad_(name in leaves)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in arguments.items()
-        }
-        learning = continuous(function(**self.static))
-        self.cotangents = [torch.full_like(output, 0.75) for output in learning]
+        self.function = function
+        copies = {name: map_tensors(torch.clone, value) for name, value in arguments.items()}
+        self.static, self.leaves = learnable(copies, leaves)
+        outputs = continuous(function(**self.static))
+        self.cotangents = [torch.full_like(output, 0.75) for output in outputs]
 
     def __call__(self) -> Results:
         outputs = as_tuple(self.function(**self.static))
-        wanted = [self.static[name] for name in self.leaves]
-        gradients = torch.autograd.grad(continuous(outputs), wanted, self.cotangents)
+        found = gradients(outputs, self.leaves, self.cotangents)
         results = {f"output {index}": output.detach() for index, output in enumerate(outputs)}
-        return {**results, **dict(zip(self.leaves, gradients, strict=True))}
+        return {**results, **found}
 
     @torch.no_grad()
     def fill(self, arguments: Mapping[str, Any], cotangent: float) -> None:
-        for name, value in arguments.items():
-            if isinstance(value, Tensor):
-                self.static[name].copy_(value)
+        for (_, static), (_, value) in zip(tensors(self.static), tensors(arguments), strict=True):
+            static.copy_(value)
         for each in self.cotangents:
             each.fill_(cotangent)
 
     @torch.no_grad()
     def spoil(self) -> None:
         """What a kernel reads that does not wait for `fill`."""
-        for value in (*self.static.values(), *self.cotangents):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                value.fill_(torch.nan)
+        for value in floating((self.static, self.cotangents)):
+            value.fill_(torch.nan)
 
 
 def check_promise(

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 import sslfast
+from sslfast._core.tree import learning, tensors
 from sslfast._registry import PRIMITIVES, Primitive
-from sslfast.testing import continuous
+from sslfast.testing import continuous, gradients
 
 Arguments = dict[str, Any]
 
@@ -26,7 +27,7 @@ def arguments_of(form: str, num_rows: int, dim: int) -> Arguments:
     primitive, make = FORMS[form]
     made = make(num_rows, dim)
     for name in primitive.learning(made):
-        made[name].requires_grad_()
+        learning(made[name])
     return made
 
 
@@ -35,14 +36,13 @@ def prepare(form: str, backend: str, num_rows: int, dim: int) -> Callable[[], ob
     primitive, _ = FORMS[form]
     arguments = arguments_of(form, num_rows, dim)
     one = torch.ones(())
-    leaves = [arguments[name] for name in primitive.learning(arguments)]
+    leaves = {name: each for name, each in tensors(arguments) if each.requires_grad}
 
     def run() -> object:
         with sslfast.backend(backend):
             outputs = primitive.function(**arguments)
-            learning = continuous(outputs)
-            cotangents = [one.expand(output.shape) for output in learning]
-            return outputs, torch.autograd.grad(learning, leaves, cotangents)
+            cotangents = [one.expand(output.shape) for output in continuous(outputs)]
+            return outputs, gradients(outputs, leaves, cotangents)
 
     return run
 

@@ -30,7 +30,7 @@ class Arguments(NamedTuple):
 
     @property
     def num_keys(self) -> int:
-        return len(self.queries if self.keys is None else self.keys)
+        return (self.queries if self.keys is None else self.keys).shape[0]
 
     @property
     def other_ids(self) -> Tensor | None:

@@ -91,7 +91,7 @@ def cache_elements(arguments: Arguments, keep: Keep, gpu: bool) -> int:
 def sum_elements(arguments: Arguments) -> int:
     """A header, and two numbers for each sum: what rounding took, or shift and total."""
     queries, keys, *_, columns = arguments
-    sums = len(queries) + (len(keys) if keys is not None and columns else 0)
+    sums = queries.shape[0] + (keys.shape[0] if keys is not None and columns else 0)
     return CACHE_HEADER + _round_up(2 * sums, CACHE_HEADER)
 
 

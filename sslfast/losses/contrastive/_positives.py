@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.numerics import accumulator
 
 
@@ -134,7 +135,7 @@ def class_sums(rows: Tensor, classes: Tensor, wanted: Tensor) -> Tensor:
     O((N + M) D). A linear map whose transpose is itself with the classes exchanged, which is the
     gradient: so neither direction adds in an order that the device chooses.
     """
-    sums: Tensor = _ClassSums.apply(rows, classes, wanted)  # type: ignore[no-untyped-call]
+    sums: Tensor = call_function(_ClassSums, rows, classes, wanted)
     return sums
 
 

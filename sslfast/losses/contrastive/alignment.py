@@ -59,8 +59,8 @@ def mean_distance(first: Tensor, second: Tensor, alpha: float) -> Tensor:
     squared = (first.to(wide) - second.to(wide)).square().sum(1)  # (N,)
     if alpha == 2:
         return mean(squared)
-    apart = squared > 0
-    return mean(squared.where(apart, 1.0).pow(alpha / 2).where(apart, 0.0))
+    together = squared == 0  # not of a NaN, which stays one
+    return mean(squared.where(~together, 1.0).pow(alpha / 2).where(~together, 0.0))
 
 
 class AlignmentLoss(Objective):

@@ -22,6 +22,7 @@ from sslfast._core.checks import check_scalar, check_views
 from sslfast._core.numerics import factor, mean, row_dot, tile_operands
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
+    agreeing,
     all_gather_rows,
     mean_over_ranks,
     rank,
@@ -32,6 +33,7 @@ from sslfast.losses.contrastive._rows import paired_loss
 from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
+@agreeing
 def clip_loss(
     image_features: Tensor,
     text_features: Tensor,
@@ -130,6 +132,7 @@ class CLIPLoss(nn.Module):
         self.world_size = world_size
         self.use_horovod = use_horovod
 
+    @agreeing
     def forward(
         self,
         image_features: Tensor,
@@ -164,7 +167,7 @@ class CLIPLoss(nn.Module):
         )
 
     def _loss(self, images: Tensor, texts: Tensor, scale: float | Tensor) -> Tensor:
-        gathers = self._gathers()
+        gathers = self.gather_distributed
         if gathers and self.local_loss and not self.gather_with_grad:
             return _against_constants(images, texts, scale)
         if gathers and not self.gather_with_grad:
@@ -172,7 +175,8 @@ class CLIPLoss(nn.Module):
         loss = paired_loss(images, texts, scale, both_directions=True, gather_distributed=gathers)
         return loss if self.local_loss or not gathers else mean_over_ranks(loss)
 
-    def _gathers(self) -> bool:
+    @property
+    def gather_distributed(self) -> bool:
         """Whether there are other ranks to hear from."""
         if self.world_size == 1:
             return False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sslfast._core.checks import check_distributed, check_temperature, check_views
 from sslfast._core.numerics import accumulator, inverse, mean, round_like_tiles
 from sslfast._registry import Loss, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses.contrastive._pairs import (
     count_negatives,
     other_images,
@@ -34,6 +34,7 @@ from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 WeightFunction = Callable[[Tensor, Tensor], Tensor | float]
 
 
+@agreeing
 def dcl_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -18,7 +18,7 @@ from torch import Tensor
 from sslfast._core.checks import check_number, check_views
 from sslfast._core.numerics import row_dot
 from sslfast._registry import Loss, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses.contrastive._pairs import sample_views
 from sslfast.losses.contrastive._rows import largest_logit
 from sslfast.losses.contrastive.dcl import DCLLoss, WeightFunction, _dcl_eager, dcl_loss
@@ -56,6 +56,7 @@ def negative_mises_fisher_weights(
     return weights[start : start + len(out0)]
 
 
+@agreeing
 def dclw_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

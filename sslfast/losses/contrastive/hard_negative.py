@@ -28,7 +28,7 @@ from torch import Tensor
 from sslfast._core.checks import check_distributed, check_number, check_temperature, check_views
 from sslfast._core.numerics import accumulator, inverse, mean, round_like_tiles
 from sslfast._registry import Loss, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import (
     count_negatives,
@@ -41,6 +41,7 @@ from sslfast.ops.rows.l2_normalize import l2_normalize
 from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
+@agreeing
 def hard_negative_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

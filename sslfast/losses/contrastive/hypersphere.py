@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslfast._core.checks import check_distributed, check_number, check_views
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import sample_views
 from sslfast.losses.contrastive.alignment import _alignment_eager, mean_distance
@@ -24,6 +25,7 @@ from sslfast.losses.contrastive.uniformity import (
 from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
+@agreeing
 def hypersphere_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -10,38 +10,66 @@ The negatives are a queue (MoCo v1 and v2) or the other keys of the batch (CPC, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast._core.checks import (
-    check_device,
-    check_distributed,
-    check_rows,
-    check_temperature,
-    check_views,
-)
+from sslfast._core.checks import check_distributed, check_temperature, check_views
 from sslfast._core.numerics import inverse, tile_operands
-from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast._registry import Loss, Sample, Size, State, register_loss
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._module import Objective
-from sslfast.losses.contrastive._rows import largest_logit, one_sided_loss, paired_loss
-from sslfast.losses.memory_bank import MemoryBankModule
+from sslfast.losses.contrastive._queue import (
+    Negatives,
+    check_negatives,
+    enqueued_eagerly,
+    loss_against,
+)
+from sslfast.losses.contrastive._rows import largest_logit, paired_loss
+from sslfast.losses.memory_bank import EmbeddingQueue, MemoryBankModule
 from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
+@overload
 def infonce_loss(
     queries: Tensor,
     keys: Tensor,
     *,
     temperature: float | Tensor = 0.1,
-    negatives: Tensor | None = None,
+    negatives: Negatives = None,
     normalize: bool = True,
     symmetric: bool = False,
+    update: Literal[False] = False,
     gather_distributed: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def infonce_loss(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    negatives: Negatives = None,
+    normalize: bool = True,
+    symmetric: bool = False,
+    update: bool,
+    gather_distributed: bool = False,
+) -> Tensor | tuple[Tensor, EmbeddingQueue]: ...
+
+
+@agreeing
+def infonce_loss(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    negatives: Negatives = None,
+    normalize: bool = True,
+    symmetric: bool = False,
+    update: bool = False,
+    gather_distributed: bool = False,
+) -> Tensor | tuple[Tensor, EmbeddingQueue]:
     """InfoNCE with the similarities never stored (van den Oord et al. 2018, equation 4).
 
     Args:
@@ -50,16 +78,20 @@ def infonce_loss(
         keys: (N, D) rows; key i is the positive of query i. Keys that need no gradient (a
             momentum encoder's) are passed detached, and cost none.
         temperature: divides the similarities; a one-element tensor may be learnable.
-        negatives: (K, D) rows, a queue for instance, taken as they are; they replace the other
-            keys of the batch. ``None``: key j is a negative of every query but query j.
+        negatives: (K, D) rows, taken as they are, or a queue of such
+            (`sslfast.losses.memory_bank.EmbeddingQueue`); they replace the other keys of the
+            batch. ``None``: key j is a negative of every query but query j.
         normalize: divide queries and keys by their norms; ``False`` where they are unit rows
             already, or where the product itself is the score (CPC's bilinear critic).
         symmetric: also take each key for a query among the queries, from the same pass, and
             average the two directions.
-        gather_distributed: the other ranks' keys are negatives too (the same N on every rank).
-            Each rank returns the mean over its own queries; the mean over ranks is the loss of
-            the global batch, and averaging parameter gradients over ranks, as
-            `DistributedDataParallel` does, gives exactly its gradient.
+        update: also return the queue, which the keys entered, as the loss sees them, after it
+            was read; it is written in place, but for a batch whose loss is not finite.
+        gather_distributed: with `update` the keys of all ranks enter the queue. Else the other
+            ranks' keys are negatives too (the same N on every rank). Each rank returns the mean
+            over its own queries; the mean over ranks is the loss of the global batch, and
+            averaging parameter gradients over ranks, as `DistributedDataParallel` does, gives
+            exactly its gradient.
 
     How the methods map:
 
@@ -72,23 +104,37 @@ def infonce_loss(
 
     Returns:
         0-dim loss, the mean over queries, in float32 (float64 for float64 rows). A query without
-        a negative has the loss 0.
+        a negative has the loss 0. With `update`: the loss and the queue.
 
     Raises:
         TypeError: an argument is not a floating tensor, or `temperature` is not a number.
         ValueError: shapes or devices differ, a matrix is empty, `temperature` is not finite or
-            below 1e-8, or `negatives` come together with `symmetric` or `gather_distributed`.
+            below 1e-8, `negatives` come together with `symmetric`, or with `gather_distributed`
+            but without `update`, or `update` without a queue.
 
     Differs from others: moco-v3 multiplies by 2 temperature, and gathers keys without gradient,
     as detached keys are here; solo-learn keeps its queue as (D, K).
     """
     check_views(queries=queries, keys=keys)
     check_temperature(temperature, queries.device)
-    if negatives is not None:
-        _check_negatives(negatives, queries, symmetric, gather_distributed)
+    check_negatives(
+        negatives,
+        "queries",
+        queries,
+        update=update,
+        gather_distributed=gather_distributed,
+        symmetric=symmetric,
+    )
     queries, keys = _normalized(queries, keys, normalize)
     if negatives is not None:
-        return one_sided_loss(queries, keys, negatives, temperature)
+        return loss_against(
+            negatives,
+            queries,
+            keys,
+            temperature,
+            update=update,
+            gather_distributed=gather_distributed,
+        )
     queries, keys = tile_operands(queries, keys)
     return paired_loss(
         queries,
@@ -111,6 +157,7 @@ class InfoNCELoss(Objective):
         symmetric: average both directions; not with a queue.
         gather_distributed: without a queue, the negatives are the keys of all ranks, see
             `sslfast.functional.infonce_loss`; with one, the keys of all ranks enter it.
+        memory_bank_persistent: save the queue with the state, as MoCo's own code does.
 
     Raises:
         TypeError: `temperature` is not a number or floating tensor.
@@ -118,8 +165,9 @@ class InfoNCELoss(Objective):
             `symmetric` with a queue, or `gather_distributed` with a torch that has no
             `torch.distributed`.
 
-    Differs from others: the queue is not saved with the state, as in lightly; MoCo's own code
-    saves it. It drops what does not fit at its end, where MoCo demands that N divides K.
+    Differs from others: the queue is saved with the state where asked for alone, as lightly never
+    does and MoCo's own code always. It drops what does not fit at its end, where MoCo demands that
+    N divides K.
     """
 
     def __init__(
@@ -129,12 +177,16 @@ class InfoNCELoss(Objective):
         normalize: bool = True,
         symmetric: bool = False,
         gather_distributed: bool = False,
+        memory_bank_persistent: bool = False,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
         check_distributed(gather_distributed)
         self.memory_bank = MemoryBankModule(
-            memory_bank_size, gather_distributed=gather_distributed, feature_dim_first=False
+            memory_bank_size,
+            gather_distributed=gather_distributed,
+            feature_dim_first=False,
+            persistent=memory_bank_persistent,
         )
         if symmetric and self.memory_bank.size[0] > 0:
             raise ValueError(
@@ -146,6 +198,7 @@ class InfoNCELoss(Objective):
         self.symmetric = symmetric
         self.gather_distributed = gather_distributed
 
+    @agreeing
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the 0-dim loss of queries and their positive keys.
 
@@ -158,38 +211,26 @@ class InfoNCELoss(Objective):
         Raises:
             TypeError, ValueError: as `sslfast.functional.infonce_loss`; or D is not the queue's.
         """
-        options: dict[str, Any] = {"temperature": self.temperature, "normalize": False}
         check_views(queries=queries, keys=keys)
-        update = queries.requires_grad
-        queries, keys = _normalized(queries, keys, self.normalize)
+        options: dict[str, Any] = {"temperature": self.temperature, "normalize": self.normalize}
         if self.memory_bank.size[0] == 0:
             options |= {"symmetric": self.symmetric, "gather_distributed": self.gather_distributed}
-            return infonce_loss(queries, keys, **options)
-        check_temperature(self.temperature, queries.device)
-        _, negatives = self.memory_bank(keys, update=update)
-        return infonce_loss(queries, keys, negatives=negatives.to(queries.device), **options)
+            within_batch: Tensor = infonce_loss(queries, keys, **options)
+            return within_batch
+        queue, update = self.memory_bank.queue(keys), queries.requires_grad
+        gathers = update and self.gather_distributed
+        returned = infonce_loss(
+            queries, keys, negatives=queue, update=update, gather_distributed=gathers, **options
+        )
+        if isinstance(returned, Tensor):
+            return returned
+        loss, queue = returned
+        self.memory_bank.keep(queue)
+        return loss
 
 
 def _normalized(queries: Tensor, keys: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     return (l2_normalize(queries), l2_normalize(keys)) if normalize else (queries, keys)
-
-
-def _check_negatives(
-    negatives: Tensor, queries: Tensor, symmetric: bool, gather_distributed: bool
-) -> None:
-    check_rows("negatives", negatives, "(K, D)")
-    check_device("negatives", negatives, "queries", queries)
-    if negatives.shape[1] != queries.shape[1]:
-        raise ValueError(
-            f"negatives must have the {queries.shape[1]} features of queries, "
-            f"got shape {tuple(negatives.shape)}"
-        )
-    for name, option in (("symmetric", symmetric), ("gather_distributed", gather_distributed)):
-        if option:
-            raise ValueError(
-                f"{name} must be False when negatives are given, got True: they replace the "
-                "other keys of the batch"
-            )
 
 
 def _infonce_eager(
@@ -197,19 +238,24 @@ def _infonce_eager(
     keys: Tensor,
     *,
     temperature: float | Tensor = 0.1,
-    negatives: Tensor | None = None,
+    negatives: Negatives = None,
     normalize: bool = True,
     symmetric: bool = False,
+    update: bool = False,
     gather_distributed: bool = False,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, EmbeddingQueue]:
     """Equation 4 as it is usually written: every logit stored. Oracle and baseline."""
     if normalize:
         queries, keys = F.normalize(queries), F.normalize(keys)
     index = torch.arange(len(queries), device=queries.device)
     if negatives is not None:
         positive = (queries * keys).sum(-1, keepdim=True)  # (N, 1)
-        logits = torch.cat((positive, queries @ negatives.T), dim=1) / temperature  # (N, 1 + K)
-        return F.cross_entropy(logits, torch.zeros_like(index))
+        others = negatives.rows if isinstance(negatives, EmbeddingQueue) else negatives
+        logits = torch.cat((positive, queries @ others.T), dim=1) / temperature  # (N, 1 + K)
+        loss = F.cross_entropy(logits, torch.zeros_like(index))
+        if update and isinstance(negatives, EmbeddingQueue):
+            return loss, enqueued_eagerly(negatives, keys, gather_distributed)
+        return loss
     start = rank() * len(queries) if gather_distributed else 0
     all_keys = all_gather_rows(keys) if gather_distributed else keys
     loss = F.cross_entropy(queries @ all_keys.T / temperature, start + index)
@@ -245,6 +291,11 @@ def _pairs(
         return {**sample, **queue, "temperature": temperature, **options}
 
     return Sample(name, size, make)
+
+
+def _with_bank(negatives: Tensor, **options: Any) -> InfoNCELoss:
+    size = tuple(negatives.shape)
+    return InfoNCELoss(memory_bank_size=size, memory_bank_persistent=True, **options)
 
 
 SPEC = register_loss(
@@ -290,5 +341,11 @@ SPEC = register_loss(
         ),
         constants=("negatives",),
         amplification=largest_logit,
+        state=State(
+            argument="negatives",
+            batch=("queries", "keys"),
+            module=_with_bank,
+            kept=lambda loss: EmbeddingQueue(*loss.memory_bank.buffers()),
+        ),
     )
 )

@@ -9,7 +9,7 @@ view of the image of row i,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,31 +17,59 @@ from torch import Tensor
 
 from sslfast._core.checks import (
     MIN_TEMPERATURE,
-    check_device,
     check_distributed,
-    check_rows,
     check_temperature,
     check_views,
 )
 from sslfast._core.numerics import inverse, mean, round_like_tiles
-from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast._registry import Loss, Sample, Size, State, register_loss
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import other_images, positive_similarity
-from sslfast.losses.contrastive._rows import largest_logit, one_sided_loss
-from sslfast.losses.memory_bank import MemoryBankModule
+from sslfast.losses.contrastive._queue import (
+    Negatives,
+    check_negatives,
+    enqueued_eagerly,
+    loss_against,
+)
+from sslfast.losses.contrastive._rows import largest_logit
+from sslfast.losses.memory_bank import EmbeddingQueue, MemoryBankModule
 from sslfast.ops.rows.l2_normalize import l2_normalize
 from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
+@overload
 def ntxent_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,
     *,
     temperature: float | Tensor = 0.5,
-    negatives: Tensor | None = None,
+    negatives: Negatives = None,
+    update: Literal[False] = False,
     gather_distributed: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def ntxent_loss(
+    embeddings0: Tensor,
+    embeddings1: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    negatives: Negatives = None,
+    update: bool,
+    gather_distributed: bool = False,
+) -> Tensor | tuple[Tensor, EmbeddingQueue]: ...
+
+
+@agreeing
+def ntxent_loss(
+    embeddings0: Tensor,
+    embeddings1: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    negatives: Negatives = None,
+    update: bool = False,
+    gather_distributed: bool = False,
+) -> Tensor | tuple[Tensor, EmbeddingQueue]:
     """NT-Xent of two views, with the similarities never stored (Chen et al. 2020, section 2.1).
 
     Args:
@@ -50,22 +78,27 @@ def ntxent_loss(
         embeddings1: (N, D) embeddings of the second view; row i is the positive of row i.
         temperature: divides the cosine similarities; a one-element tensor may be learnable.
         negatives: (K, D) rows that replace the other images of the batch as negatives, taken as
-            they are: unit rows, as a queue of normalised embeddings holds. The loss is then
-            one-sided (He et al. 2020, equation 1): only rows of `embeddings0` are queries, each
-            against its positive and the K negatives.
-        gather_distributed: the other ranks' rows are negatives too (the same N on every rank).
-            Each rank returns the mean over its own 2N rows; the mean over ranks is the loss of
-            the global batch, and averaging parameter gradients over ranks, as
-            `DistributedDataParallel` does, gives exactly its gradient.
+            they are: unit rows, as a queue of normalised embeddings holds, or such a queue
+            (`sslfast.losses.memory_bank.EmbeddingQueue`). The loss is then one-sided (He et al.
+            2020, equation 1): only rows of `embeddings0` are queries, each against its positive
+            and the K negatives.
+        update: also return the queue, which the normalised rows of `embeddings1` entered after
+            it was read; it is written in place, but for a batch whose loss is not finite.
+        gather_distributed: with `update` the rows of all ranks enter the queue. Else the other
+            ranks' rows are negatives too (the same N on every rank). Each rank returns the mean
+            over its own 2N rows; the mean over ranks is the loss of the global batch, and
+            averaging parameter gradients over ranks, as `DistributedDataParallel` does, gives
+            exactly its gradient.
 
     Returns:
         0-dim loss, the mean over rows, in float32 (float64 for float64 embeddings). One pair
-        alone has no negative: its loss is 0.
+        alone has no negative: its loss is 0. With `update`: the loss and the queue.
 
     Raises:
         TypeError: an argument is not a floating tensor, or `temperature` is not a number.
         ValueError: shapes or devices differ, a matrix is empty, `temperature` is not finite or
-            below 1e-8, or `negatives` come together with `gather_distributed`.
+            below 1e-8, `negatives` come together with `gather_distributed` but without `update`,
+            or `update` without a queue.
 
     Differs from others: lightly returns half precision for half embeddings (a float16 loss
     overflows under gradient scaling); the reference TensorFlow code adds the two directions, so
@@ -74,22 +107,19 @@ def ntxent_loss(
     """
     check_views(embeddings0=embeddings0, embeddings1=embeddings1)
     check_temperature(temperature, embeddings0.device)
+    check_negatives(
+        negatives, "embeddings0", embeddings0, update=update, gather_distributed=gather_distributed
+    )
     if negatives is None:
         return _loss_within_batch(embeddings0, embeddings1, temperature, gather_distributed)
-    if gather_distributed:
-        raise ValueError(
-            "gather_distributed must be False when negatives are given: they replace the "
-            "negatives that would be gathered"
-        )
-    check_rows("negatives", negatives, "(K, D)")
-    check_device("negatives", negatives, "embeddings0", embeddings0)
-    if negatives.shape[1] != embeddings0.shape[1]:
-        raise ValueError(
-            f"negatives must have the {embeddings0.shape[1]} features of embeddings0, "
-            f"got shape {tuple(negatives.shape)}"
-        )
-    queries, positives = l2_normalize(embeddings0), l2_normalize(embeddings1)
-    return one_sided_loss(queries, positives, negatives, temperature)
+    return loss_against(
+        negatives,
+        l2_normalize(embeddings0),
+        l2_normalize(embeddings1),
+        temperature,
+        update=update,
+        gather_distributed=gather_distributed,
+    )
 
 
 class NTXentLoss(Objective):
@@ -104,6 +134,7 @@ class NTXentLoss(Objective):
         gather_distributed: without a bank, the negatives are those of all ranks, see
             `sslfast.functional.ntxent_loss`; with one, the bank takes in the embeddings of all
             ranks.
+        memory_bank_persistent: save the bank with the state; lightly does not.
 
     Raises:
         TypeError: `temperature` is not a number or floating tensor.
@@ -119,10 +150,14 @@ class NTXentLoss(Objective):
         temperature: float | Tensor = 0.5,
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
+        memory_bank_persistent: bool = False,
     ) -> None:
         super().__init__()
         self.memory_bank = MemoryBankModule(
-            memory_bank_size, gather_distributed=gather_distributed, feature_dim_first=False
+            memory_bank_size,
+            gather_distributed=gather_distributed,
+            feature_dim_first=False,
+            persistent=memory_bank_persistent,
         )
         check_temperature(temperature)
         self.temperature = temperature
@@ -130,6 +165,7 @@ class NTXentLoss(Objective):
         self.eps = MIN_TEMPERATURE
         check_distributed(gather_distributed)
 
+    @agreeing
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Return the 0-dim loss of two views.
 
@@ -143,13 +179,27 @@ class NTXentLoss(Objective):
             TypeError, ValueError: as `sslfast.functional.ntxent_loss`; or D is not the bank's.
         """
         check_views(out0=out0, out1=out1)
-        check_temperature(self.temperature, out0.device)
         if self.memory_bank.size[0] == 0:
-            return _loss_within_batch(out0, out1, self.temperature, self.gather_distributed)
-        queries, positives = l2_normalize(out0), l2_normalize(out1)
-        _, negatives = self.memory_bank(positives, update=out0.requires_grad)
-        negatives = negatives.to(out0.device)
-        return one_sided_loss(queries, positives, negatives, self.temperature)
+            return ntxent_loss(
+                out0,
+                out1,
+                temperature=self.temperature,
+                gather_distributed=self.gather_distributed,
+            )
+        queue, update = self.memory_bank.queue(out1), out0.requires_grad
+        returned = ntxent_loss(
+            out0,
+            out1,
+            temperature=self.temperature,
+            negatives=queue,
+            update=update,
+            gather_distributed=update and self.gather_distributed,
+        )
+        if isinstance(returned, Tensor):
+            return returned
+        loss, queue = returned
+        self.memory_bank.keep(queue)
+        return loss
 
 
 def _loss_within_batch(
@@ -173,16 +223,21 @@ def _ntxent_eager(
     embeddings1: Tensor,
     *,
     temperature: float | Tensor = 0.5,
-    negatives: Tensor | None = None,
+    negatives: Negatives = None,
+    update: bool = False,
     gather_distributed: bool = False,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, EmbeddingQueue]:
     """Equation 1 as it is usually written: every logit stored. Oracle and baseline."""
     if negatives is not None:
         queries, positives = F.normalize(embeddings0), F.normalize(embeddings1)
         positive = (queries * positives).sum(-1, keepdim=True)  # (N, 1)
-        logits = torch.cat((positive, queries @ negatives.T), dim=1) / temperature  # (N, 1 + K)
+        others = negatives.rows if isinstance(negatives, EmbeddingQueue) else negatives
+        logits = torch.cat((positive, queries @ others.T), dim=1) / temperature  # (N, 1 + K)
         first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        return F.cross_entropy(logits, first)
+        loss = F.cross_entropy(logits, first)
+        if update and isinstance(negatives, EmbeddingQueue):
+            return loss, enqueued_eagerly(negatives, positives, gather_distributed)
+        return loss
     rows = F.normalize(torch.cat((embeddings0, embeddings1)))  # (2N, D)
     keys = all_gather_rows(rows) if gather_distributed else rows
     logits = rows @ keys.T / temperature  # (2N, W 2N)
@@ -225,6 +280,13 @@ def _views(
     return Sample(name, size, make)
 
 
+def _with_bank(
+    negatives: Tensor, temperature: float, gather_distributed: bool = False
+) -> NTXentLoss:
+    size = tuple(negatives.shape)
+    return NTXentLoss(temperature, size, gather_distributed, memory_bank_persistent=True)
+
+
 SPEC = register_loss(
     Loss(
         name="NTXentLoss",
@@ -253,5 +315,11 @@ SPEC = register_loss(
         ),
         constants=("negatives",),
         amplification=largest_logit,
+        state=State(
+            argument="negatives",
+            batch=("embeddings0", "embeddings1"),
+            module=_with_bank,
+            kept=lambda loss: EmbeddingQueue(*loss.memory_bank.buffers()),
+        ),
     )
 )

@@ -32,7 +32,7 @@ from sslfast._core.checks import (
 )
 from sslfast._core.numerics import factor, inverse, mean, round_like_tiles, row_dot
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import agreeing, all_gather_rows, rank, world_size
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._positives import Positives, by_mask, same_label, same_sample
 from sslfast.losses.contrastive._rows import largest_logit
@@ -41,6 +41,7 @@ from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 MODES = ("all", "one")
 
 
+@agreeing
 def supcon_loss(
     features: Tensor,
     labels: Tensor | None = None,

@@ -11,20 +11,23 @@ symmetric form serves; other rows carry -t |x_j|^2 as a bias of their key. No di
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast._core.checks import check_distributed, check_number, check_rows
+from sslfast._core.checks import check_distributed, check_number, check_rows, values_are_read
 from sslfast._core.numerics import accumulator, mean, round_like_tiles, row_dot
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, world_size
+from sslfast.distributed import agreeing, all_gather_rows, world_size
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import Keys, keys_of_ranks
 from sslfast.ops.rows.l2_normalize import l2_normalize
 from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
+@agreeing
 def uniformity_loss(
     embeddings: Tensor, *, t: float = 2.0, normalize: bool = True, gather_distributed: bool = False
 ) -> Tensor:
@@ -51,7 +54,8 @@ def uniformity_loss(
     row. Distances of unit rows come from products, exact to a few eps of 1 rather than of the
     distance: the value of a nearly collapsed batch has an absolute error of a few t eps, or of
     eps with ``normalize=False``, which centres the rows first. Under autocast the products are
-    taken from rows rounded to the autocast dtype. A mean that underflows keeps its logarithm.
+    taken from rows rounded to the autocast dtype. A mean that underflows keeps its logarithm. A
+    row of zeros stays one, at distance 1 from unit rows, as the authors' form has it.
     """
     check_rows("embeddings", embeddings, "(N, D)")
     check_pairs("embeddings", embeddings, gather_distributed)
@@ -115,8 +119,41 @@ def potential_of_unit_rows(rows: Tensor, t: float, gather_distributed: bool) -> 
     rows = round_like_tiles(rows)  # (N, D)
     keys, query_ids, key_ids = _others(rows, gather_distributed)
     lse = similarity_logsumexp(rows, keys, scale=2 * t, query_ids=query_ids, key_ids=key_ids)
-    num_keys = len(rows) if keys is None else len(keys)
-    return _mean_over_pairs(lse.double() - 2 * t, num_keys, gather_distributed).to(lse.dtype)
+    all_rows = rows if keys is None else keys
+    potentials = _with_zero_rows(lse.double() - 2 * t, rows, all_rows, t)
+    return _mean_over_pairs(potentials, len(all_rows), gather_distributed).to(lse.dtype)
+
+
+def _with_zero_rows(potentials: Tensor, rows: Tensor, keys: Tensor, t: float) -> Tensor:
+    """The potentials (N,) of rows, where a row of zeros is at distance 1 of a unit row.
+
+    Normalising leaves zeros as they are (a dead network's rows, or rows too long for their norm),
+    and 2 - 2 <x_i, x_j> counts them as far from everything, each other too. With m rows of zeros
+    among the keys what is missing, to first order in them and so with its gradient, is
+
+        (e^-t - e^-2t) sum_j (1 + 2 t <x_i, x_j>)    over pairs of a zero row and a unit row
+        1 - e^-2t                                    over pairs of zero rows
+
+    which are sums of rows: no product of two matrices.
+    """
+    zero = (keys == 0).all(1)  # (M,)
+    readable = not torch.compiler.is_compiling() and values_are_read(zero)
+    if readable and not bool(zero.any()):
+        return potentials
+    wide = keys.double()
+    is_zero, is_unit = zero.double(), (~zero).double()
+    own = rows.double()
+    own_zero = (rows == 0).all(1)  # (N,)
+    # The sum over the other kind: of all zero rows for a unit row, of all unit rows for a zero one.
+    number = torch.where(own_zero, is_unit.sum(), is_zero.sum())  # (N,)
+    sums = torch.stack((is_zero, is_unit)) @ wide  # (2, D)
+    products = (own @ sums.T).gather(1, own_zero.long().unsqueeze(1)).squeeze(1)  # (N,)
+    weight = math.exp(-t) * -math.expm1(-t)
+    missing = weight * (number + 2 * t * products)
+    missing = missing - math.expm1(-2 * t) * own_zero.double() * (is_zero.sum() - 1)
+    lacks = missing > 0
+    completed = torch.logaddexp(potentials, missing.where(lacks, 1.0).log())
+    return completed.where(lacks, potentials)
 
 
 def _potential(embeddings: Tensor, t: float, gather_distributed: bool) -> Tensor:
@@ -182,12 +219,14 @@ def _rows(
     *,
     spread: float = 1.0,
     offset: float = 0.0,
+    num_zeros: int = 0,
     **options: float,
 ) -> Sample:
-    """Random rows around a point at `offset` from the origin in every feature."""
+    """Random rows around a point at `offset` from the origin in every feature, then zeros."""
 
     def make(generator: torch.Generator) -> dict[str, float | Tensor]:
         rows = torch.randn(num_rows, dim, generator=generator, dtype=torch.float64)
+        rows[num_rows - num_zeros :] = 0
         # A unit row of one feature is its sign and has no gradient; signs keep both exact.
         return {"embeddings": offset + spread * rows if dim > 1 else rows.sign(), **options}
 
@@ -214,6 +253,8 @@ SPEC = register_loss(
             _rows("sharp", "extreme", 40, 16, t=8.0),
             _rows("flat", "extreme", 40, 16, t=0.1),
             _rows("wide", "extreme", 24, 2048),
+            _rows("a_zero_row", "extreme", 8, 4, num_zeros=1),
+            _rows("zero_rows", "extreme", 9, 4, num_zeros=3, t=3.0),
             _rows("far_off", "extreme", 33, 16, spread=0.02, offset=1.0, t=100.0, normalize=False),
         ),
     )

@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sslfast._core.calls import wanted
+from sslfast._core.calls import call_op, register_gradient, wanted
 from sslfast._core.checks import values_are_read
 from sslfast._core.numerics import mean
 
 # Sigmoids that are held at a time: a megabyte of float32, which stays in a core's cache.
+STEEPEST = 80.0  # of a sigmoid: it is 2e-35 there, and 1 - 2e-35
 CHUNK = 1 << 18
 
 
@@ -61,8 +62,15 @@ def smooth_average_precision(
     """
     tensors = [queries] if keys is None else [queries, keys]
     gradient = torch.is_grad_enabled() and any(rows.requires_grad for rows in tensors)
-    loss: Tensor = _forward(
-        queries, keys, query_labels, key_labels, temperature, max_class_size or 0, gradient
+    loss: Tensor = call_op(
+        _forward,
+        queries,
+        keys,
+        query_labels,
+        key_labels,
+        temperature,
+        max_class_size or 0,
+        gradient,
     )[0]
     return loss
 
@@ -143,11 +151,13 @@ def _(dloss: Tensor, drows: Tensor) -> Tensor:
 def _autograd(
     ctx: Any, dloss: Tensor | None, ddqueries: None, ddkeys: None
 ) -> tuple[Tensor | None, ...]:
-    gradients = [] if dloss is None else [_scale(dloss, drows) for drows in ctx.saved_tensors]
+    gradients = (
+        [] if dloss is None else [call_op(_scale, dloss, drows) for drows in ctx.saved_tensors]
+    )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _scale)
 
 
 def _positives(query_labels: Tensor, labels: Tensor, max_class_size: int) -> Positives:
@@ -180,7 +190,11 @@ def _chunk(
     valid = slots < num_keys  # (c, m)
     index = slots.clamp_max(num_keys - 1)  # (c, m)
     logits = similar[:, None] - similar.gather(1, index)[..., None]  # (c, m, M)
-    before = logits.div_(temperature).sigmoid_()  # (c, m, M)
+    # The sigmoid as it is written: torch's own has other last bits where the elements of a thread
+    # end, which depends on the number of threads. Within the limits nothing overflows, which is
+    # slow, and what lies beyond them counts for nothing.
+    before = logits.div_(-temperature).clamp_(-STEEPEST, STEEPEST)  # (c, m, M)
+    before = before.exp_().add_(1).reciprocal_()
     before.scatter_(2, index[..., None], 0)  # j does not come before itself
     kinds = torch.stack((~same, same), -1).to(before.dtype)  # (c, M, 2): negatives, positives
     negatives, positives = (before @ kinds).unbind(-1)  # (c, m) each

@@ -28,7 +28,7 @@ from sslfast._core.checks import check_count, check_distributed, check_floating,
 from sslfast._core.numerics import accumulator, mean
 from sslfast._core.sorting.network import SortingRule
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import agreeing, all_gather_rows, rank, world_size
 from sslfast.losses._module import Objective
 from sslfast.ops.rows.l2_normalize import l2_normalize
 from sslfast.ops.similarity.topk import similarity_topk
@@ -37,6 +37,7 @@ from sslfast.ops.sorting.group_mass import sorting_group_mass
 from sslfast.ops.sorting.network_reference import sort_and_permutation
 
 
+@agreeing
 def groco_loss(
     embeddings: Tensor | Sequence[Tensor],
     *,

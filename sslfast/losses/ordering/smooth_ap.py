@@ -28,12 +28,13 @@ from sslfast._core.checks import (
 )
 from sslfast._core.numerics import accumulator
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
+from sslfast.distributed import agreeing, all_gather_rows, rank, world_size
 from sslfast.losses._module import Objective
 from sslfast.losses.ordering._average_precision import smooth_average_precision
 from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
+@agreeing
 def smooth_ap_loss(
     embeddings: Tensor,
     labels: Tensor | None = None,

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast import _backends
+from sslfast._core.calls import call_function
 from sslfast._core.correlation.frobenius import Route
 from sslfast._core.numerics import accumulator, mean, tile_operands
 from sslfast.ops.correlation import frobenius_keep as keep
@@ -32,9 +33,9 @@ _standardize = STANDARDIZE.forward_op
 
 def covariance_squares(rows: Tensor, route: Route) -> tuple[Tensor, Tensor]:
     """S and the variances (D,) for rows (N, D); the centred rows are not kept."""
-    total, variance, _ = _CovarianceSquares.apply(
-        rows, None, route, _backends.forced(), keep.learns(rows)
-    )  # type: ignore[no-untyped-call]
+    total, variance, _ = call_function(
+        _CovarianceSquares, rows, None, route, _backends.forced(), keep.learns(rows)
+    )
     return total, variance
 
 
@@ -51,7 +52,7 @@ def covariance_squares_and_difference(
 def _apply(rows: Tensor, others: Tensor | None, route: Route) -> tuple[Tensor, Tensor, Tensor]:
     learns = keep.learns(rows)  # inside, autograd is off
     found: tuple[Tensor, Tensor, Tensor]
-    found = _CovarianceSquares.apply(rows, others, route, _backends.forced(), learns)  # type: ignore[no-untyped-call]
+    found = call_function(_CovarianceSquares, rows, others, route, _backends.forced(), learns)
     return found
 
 
@@ -68,7 +69,7 @@ def centre(rows: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> tuple[
     """
     centred: Tensor
     variance: Tensor
-    centred, variance = _Centre.apply(rows, *(moments or (None, None)))  # type: ignore[no-untyped-call]
+    centred, variance = call_function(_Centre, rows, *(moments or (None, None)))
     return centred, variance
 
 
@@ -82,7 +83,7 @@ def variance_of(value: Tensor, diagonal: Tensor, num_rows: int) -> Tensor:
 
 def mean_squared_difference(first: Tensor, second: Tensor) -> Tensor:
     """0-dim mean of (first - second)^2, in float32 or wider, of tensors of one shape."""
-    squared: Tensor = _MeanSquaredDifference.apply(first, second)  # type: ignore[no-untyped-call]
+    squared: Tensor = call_function(_MeanSquaredDifference, first, second)
     return squared
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.numerics import accumulator
 
 DISTANCES_AT_A_TIME = 1 << 22
@@ -69,7 +70,7 @@ def take_places(maps: Tensor, index: Tensor) -> Tensor:
 
     The gradients of a place are added up by a product with zeros and ones, in one fixed order.
     """
-    taken: Tensor = _TakePlaces.apply(maps, index)  # type: ignore[no-untyped-call]
+    taken: Tensor = call_function(_TakePlaces, maps, index)
     return taken
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from sslfast import _backends
 from sslfast._backends import on_gpu
-from sslfast._core.calls import wanted
+from sslfast._core.calls import call_function, wanted
 from sslfast._core.correlation.frobenius import Route
 from sslfast._core.numerics import tile_operands
 from sslfast._core.rows.standardize import Scaling
@@ -39,10 +39,10 @@ def split_frobenius_of_standardized(
     dtype, standardised by their own statistics.
     """
     backend = _backends.forced()
-    a, a_columns = _Standardized.apply(a, rule, backend)  # type: ignore[no-untyped-call]
-    b, b_columns = _Standardized.apply(b, rule, backend)  # type: ignore[no-untyped-call]
+    a, a_columns = call_function(_Standardized, a, rule, backend)
+    b, b_columns = call_function(_Standardized, b, rule, backend)
     found: tuple[Tensor, Tensor]
-    found = _SplitFrobenius.apply(a, b, a_columns, b_columns, route, backend)  # type: ignore[no-untyped-call]
+    found = call_function(_SplitFrobenius, a, b, a_columns, b_columns, route, backend)
     return found
 
 

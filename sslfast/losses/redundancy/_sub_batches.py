@@ -72,7 +72,8 @@ def check_split(
     check_count("w_size", w_size, 2)
     check_count("w_iter", w_iter, 1)
     check_number("eps", eps, least=0, below=1)
-    num_images, rest = divmod(len(embeddings), num_samples)
+    num_rows = embeddings.shape[0]
+    num_images, rest = num_rows // num_samples, num_rows % num_samples
     if rest:
         raise ValueError(
             f"{name} must have a multiple of num_samples={num_samples} rows, "

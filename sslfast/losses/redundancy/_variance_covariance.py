@@ -136,8 +136,8 @@ class Scope(NamedTuple):
 def hinge(variance: Tensor, eps: float) -> Tensor:
     """Mean of relu(1 - sqrt(variance + eps)); gradient 0 where the root is of 0."""
     shifted = variance + eps
-    positive = shifted > 0
-    deviation = shifted.where(positive, 1.0).sqrt().where(positive, 0.0)
+    flat = shifted <= 0  # not a NaN, which stays one
+    deviation = shifted.where(~flat, 1.0).sqrt().where(~flat, 0.0)
     return mean((1 - deviation).relu())
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.numerics import accumulator
 
 
@@ -38,7 +39,7 @@ class Whitened(NamedTuple):
 
 def whiten(rows: Tensor, eps: float) -> Whitened:
     """Whiten each matrix (..., N, D), N > 1, by its own statistics, in float32 or wider."""
-    whitened, mean, covariance = _Whiten.apply(rows, eps)  # type: ignore[no-untyped-call]
+    whitened, mean, covariance = call_function(_Whiten, rows, eps)
     return Whitened(whitened, mean, covariance)
 
 

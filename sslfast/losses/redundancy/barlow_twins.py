@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from sslfast._core.checks import check_distributed, check_number, check_views
 from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses.redundancy import _correlation_eager as eager
 from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistics
 from sslfast.losses.redundancy._ranks import GradScale
 
 
+@agreeing
 def barlow_twins_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

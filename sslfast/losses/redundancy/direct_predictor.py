@@ -14,7 +14,7 @@ of 2 N D^2 operations, not N outer products of D x D; W has no gradient.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,8 @@ from sslfast._core.checks import (
     check_rows,
 )
 from sslfast._core.numerics import accumulator
-from sslfast.distributed import world_size
+from sslfast.distributed import agreeing, world_size
+from sslfast.losses._state import lasting
 
 Rule = Literal["directpred", "directcopy"]
 RULES = ("directpred", "directcopy")
@@ -37,11 +38,50 @@ Norm = Literal["spectral", "frobenius"]
 NORMS = ("spectral", "frobenius", None)
 
 
+class PredictorState(NamedTuple):
+    """(D, D) correlation and (D,) mean, both moving averages, and the 0-dim int64 batches seen."""
+
+    correlation: Tensor
+    mean: Tensor
+    num_batches: Tensor
+
+
+@torch.no_grad()
+def moved_statistics(
+    state: PredictorState, features: Tensor, *, momentum: float, gather_distributed: bool
+) -> PredictorState:
+    """The state after a batch (N, D), of all ranks where asked for.
+
+    A batch with a NaN or an infinity, or whose correlation overflows, leaves it as it is.
+    """
+    wide = features.to(accumulator(features.dtype))
+    with lasting(), torch.autocast(wide.device.type, enabled=False):
+        correlation, mean = wide.T @ wide / len(wide), wide.mean(0)  # (D, D), (D,)
+        if gather_distributed and world_size() > 1:
+            for statistic in (correlation, mean):
+                dist.all_reduce(statistic)
+                statistic /= world_size()
+        finite = correlation.isfinite().all() & mean.isfinite().all()
+        # The first batch counts in full; by a tensor, because its value stays on the device.
+        share = torch.where(state.num_batches == 0, 1.0, 1 - momentum)
+
+        def moved(past: Tensor, batch: Tensor) -> Tensor:
+            past = past.to(batch.dtype)
+            return torch.where(finite, past.lerp(batch, share.to(batch.dtype)), past)
+
+        return PredictorState(
+            moved(state.correlation, correlation),
+            moved(state.mean, mean),
+            state.num_batches + finite,
+        )
+
+
 class DirectPredictor(nn.Module):
     """Predictor W f for BYOL or SimSiam, set from the correlation of f (Tian et al. 2021).
 
     In training mode a call first takes its features into the moving average, then, at every
     `update_every`-th call, sets W from it, then applies W. In evaluation mode it only applies W.
+    Features with a NaN or an infinity leave the average and W as they are.
     Features of several views are best given in one call: each call is one step of the average.
 
     Args:
@@ -115,12 +155,14 @@ class DirectPredictor(nn.Module):
         self.center = center
         self.norm = norm
         self.gather_distributed = gather_distributed
-        self._calls = 0  # since construction: reading the buffer would wait for the device
-        self.register_buffer("weight", torch.eye(dim))
-        self.register_buffer("correlation", torch.zeros(dim, dim))
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+        self._calls = 0  # on the host: reading the buffer would wait for the device
+        with lasting():
+            self.register_buffer("weight", torch.eye(dim))
+            self.register_buffer("correlation", torch.zeros(dim, dim))
+            self.register_buffer("mean", torch.zeros(dim))
+            self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
 
+    @agreeing
     def forward(self, features: Tensor) -> Tensor:
         """Return W f for each row of features (N, D), in their dtype.
 
@@ -134,7 +176,14 @@ class DirectPredictor(nn.Module):
                 f"features must have {self.dim} features, got shape {tuple(features.shape)}"
             )
         if self.training:
-            self._track(features.detach())
+            state = PredictorState(self.correlation, self.mean, self.num_batches_tracked)
+            state = moved_statistics(
+                state,
+                features.detach(),
+                momentum=self.momentum,
+                gather_distributed=self.gather_distributed,
+            )
+            self.correlation, self.mean, self.num_batches_tracked = state
             if self._calls % self.update_every == 0:
                 self.set_weight()
             self._calls += 1
@@ -142,32 +191,16 @@ class DirectPredictor(nn.Module):
         return F.linear(features, self.weight.to(features.dtype))
 
     @torch.no_grad()
-    def _track(self, features: Tensor) -> None:
-        """One step of the moving averages with rows (N, D)."""
-        wide = features.to(accumulator(features.dtype))
-        with torch.autocast(wide.device.type, enabled=False):
-            correlation = wide.T @ wide / len(wide)  # (D, D)
-        mean = wide.mean(0)  # (D,)
-        if self.gather_distributed and world_size() > 1:
-            for statistic in (correlation, mean):
-                dist.all_reduce(statistic)
-                statistic /= world_size()
-        # The first batch counts in full; by a tensor, because its value stays on the device.
-        weight = torch.where(self.num_batches_tracked == 0, 1.0, 1 - self.momentum)
-        for name, batch in (("correlation", correlation), ("mean", mean)):
-            past = getattr(self, name).to(batch.dtype)
-            setattr(self, name, past.lerp(batch, weight.to(batch.dtype)))
-        self.num_batches_tracked += 1
-
-    @torch.no_grad()
     def set_weight(self) -> None:
-        """Set W from the moving average as it is; called by `forward`."""
-        matrix = self.correlation.double()  # (D, D)
-        if self.center:
-            mean = self.mean.double()
-            matrix = matrix - torch.outer(mean, mean)
-        rule = self._directpred if self.rule == "directpred" else self._directcopy
-        self.weight = rule(matrix).to(self.weight.dtype)
+        """Set W from the moving average as it is, if it has one; called by `forward`."""
+        with lasting():
+            matrix = self.correlation.double()  # (D, D)
+            if self.center:
+                mean = self.mean.double()
+                matrix = matrix - torch.outer(mean, mean)
+            rule = self._directpred if self.rule == "directpred" else self._directcopy
+            weight = rule(matrix).to(self.weight.dtype)
+            self.weight = torch.where(self.num_batches_tracked > 0, weight, self.weight)
 
     def _directpred(self, matrix: Tensor) -> Tensor:
         squares, vectors = torch.linalg.eigh(matrix)  # (D,) ascending, (D, D)
@@ -188,6 +221,13 @@ class DirectPredictor(nn.Module):
         else:
             norm = torch.linalg.matrix_norm(matrix)
         return matrix / norm.where(norm > 0, 1) + self.eps * identity
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """W is set at the calls at which it would have been without the interruption."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        saved = state_dict.get(f"{prefix}num_batches_tracked")
+        if saved is not None and not saved.is_meta:
+            self._calls = int(saved)
 
     def extra_repr(self) -> str:
         names = ("dim", "rule", "momentum", "exponent", "eps", "floor", "update_every", "center")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.calls import call_function
 from sslfast._core.checks import (
     check_choice,
     check_device,
@@ -32,7 +33,7 @@ from sslfast._core.checks import (
 from sslfast._core.correlation.frobenius import Route
 from sslfast._core.numerics import accumulator
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank
+from sslfast.distributed import agreeing, all_gather_rows, rank
 from sslfast.losses.redundancy import _correlation_eager as eager
 from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistics
 from sslfast.losses.redundancy._ranks import GradScale
@@ -41,6 +42,7 @@ SecondTarget = Literal["mixture", "own_view"]
 SECOND_TARGETS = ("mixture", "own_view")
 
 
+@agreeing
 def mixed_barlow_twins_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,
@@ -227,7 +229,7 @@ def _residual(
 ) -> Tensor:
     """(N, D) what the mixture's rows have beyond lam a + (1 - lam) b[permutation]."""
     lam = lam.detach() if isinstance(lam, Tensor) else lam
-    residual: Tensor = _Residual.apply(mixed, a, b, lam, permutation)  # type: ignore[no-untyped-call]
+    residual: Tensor = call_function(_Residual, mixed, a, b, lam, permutation)
     return residual
 
 

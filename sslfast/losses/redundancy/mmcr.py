@@ -19,11 +19,12 @@ from torch import Tensor
 from sslfast._core.checks import check_device, check_distributed, check_floating, check_number
 from sslfast._core.numerics import accumulator, mean
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, mean_over_ranks
+from sslfast.distributed import agreeing, all_gather_rows, mean_over_ranks
 from sslfast.losses._module import Objective
 from sslfast.losses._nuclear import nuclear_norms
 
 
+@agreeing
 def mmcr_loss(
     online: Tensor,
     momentum: Tensor,

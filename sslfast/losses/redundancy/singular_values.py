@@ -26,6 +26,7 @@ from torch import Tensor
 from sslfast._core.checks import check_choice, check_distributed
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
+    agreeing,
     all_gather_rows,
     cross_frobenius_of_ranks,
     scale_gradient,
@@ -41,6 +42,7 @@ from sslfast.losses.redundancy._views import check_many_views, random_views, uni
 from sslfast.ops.correlation.frobenius import cross_frobenius
 
 
+@agreeing
 def singular_value_loss(
     embeddings: Tensor,
     *,

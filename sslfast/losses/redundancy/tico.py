@@ -13,7 +13,7 @@ loss is (1 - beta) |a^T a|_F^2 / N^2, a `cross_frobenius` with half its gradient
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from sslfast._core.checks import check_distributed, check_number, check_views
 from sslfast._core.numerics import accumulator, mean, row_dot
-from sslfast._registry import Loss, Sample, Size, register_loss
+from sslfast._registry import Loss, Sample, Size, State, register_loss
 from sslfast.distributed import (
+    agreeing,
     all_gather_rows,
     cross_frobenius_of_ranks,
     mean_over_ranks,
@@ -30,6 +31,7 @@ from sslfast.distributed import (
     world_size,
 )
 from sslfast.losses._module import Objective
+from sslfast.losses._state import lasting
 from sslfast.losses.redundancy._moving_covariance import (
     check_covariance,
     moved_average,
@@ -39,6 +41,7 @@ from sslfast.ops.correlation.frobenius import cross_frobenius
 from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
+@overload
 def tico_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,
@@ -46,8 +49,33 @@ def tico_loss(
     covariance: Tensor | None = None,
     beta: float = 0.9,
     rho: float = 8.0,
+    update: Literal[False] = False,
     gather_distributed: bool = False,
-) -> Tensor:
+) -> Tensor: ...
+@overload
+def tico_loss(
+    embeddings0: Tensor,
+    embeddings1: Tensor,
+    *,
+    covariance: Tensor | None = None,
+    beta: float = 0.9,
+    rho: float = 8.0,
+    update: bool,
+    gather_distributed: bool = False,
+) -> Tensor | tuple[Tensor, Tensor | None]: ...
+
+
+@agreeing
+def tico_loss(
+    embeddings0: Tensor,
+    embeddings1: Tensor,
+    *,
+    covariance: Tensor | None = None,
+    beta: float = 0.9,
+    rho: float = 8.0,
+    update: bool = False,
+    gather_distributed: bool = False,
+) -> Tensor | tuple[Tensor, Tensor | None]:
     """TiCo of two views, with the past covariance as an argument (Zhu et al. 2022, section 3).
 
     Args:
@@ -55,19 +83,22 @@ def tico_loss(
             float32 or float64; two dtypes promote to the wider.
         embeddings1: (N, D) embeddings of the second view, of the momentum encoder in the paper.
         covariance: (D, D) symmetric moving average before this batch; ``None``: zero, as in the
-            first step. Not changed here: `TiCoLoss` keeps it.
+            first step.
         beta: share of the past in the average; at least 0, at most 1.
         rho: weight of the covariance contrast; finite and at least 0.
+        update: also return C, for the next step. It is written into `covariance`, but for a
+            batch whose loss is not finite, which leaves it as it is.
         gather_distributed: B of all ranks' rows (the same N on every rank), and the loss of the
             global batch on every rank; averaging parameter gradients over ranks, as
             `DistributedDataParallel` does, gives exactly its gradient.
 
     Returns:
-        0-dim loss in float32 (float64 for float64 embeddings).
+        0-dim loss in float32 (float64 for float64 embeddings). With `update`: the loss and C.
 
     Raises:
         TypeError: an argument is not a floating tensor, or an option is not a number.
-        ValueError: shapes or devices differ, a matrix is empty, or an option is out of range.
+        ValueError: shapes or devices differ, a matrix is empty, an option is out of range, or
+            a `covariance` to be updated requires a gradient.
 
     Differs from others: lightly needs N > 1, for which the formula has no need. Averages and
     products are float32 or wider for half-precision embeddings too.
@@ -75,15 +106,30 @@ def tico_loss(
     check_views(embeddings0=embeddings0, embeddings1=embeddings1)
     _check_options(beta, rho)
     check_covariance("covariance", covariance, embeddings0)
+    if update and covariance is not None and covariance.requires_grad:
+        raise ValueError("covariance must not require a gradient with update=True: C has none")
     rows, others = _unit_rows(embeddings0, embeddings1)
+    alignment = mean(row_dot(rows, others))
+    if update:
+        finite = alignment.detach().isfinite()
+        covariance = moved_average(covariance, rows.detach(), beta, finite, gather_distributed)
+        contrast = rows.new_zeros(()) if covariance is None else quadratic_mean(rows, covariance)
+    else:
+        contrast = _contrast_of_past(rows, covariance, beta, gather_distributed)
+    loss = 1 - alignment + rho * contrast
+    loss = mean_over_ranks(loss) if gather_distributed else loss
+    return (loss, covariance) if update else loss
+
+
+def _contrast_of_past(
+    rows: Tensor, covariance: Tensor | None, beta: float, gather_distributed: bool
+) -> Tensor:
+    """The mean of a_i^T C a_i without C: B's part from the products of the rows (N, D)."""
     ranks = world_size() if gather_distributed else 1
     half = scale_gradient(rows, ranks / 2)  # B has no gradient, and DDP averages over ranks
     frobenius = cross_frobenius_of_ranks if ranks > 1 else cross_frobenius
-    contrast = (1 - beta) * frobenius(half) / (ranks * len(rows)) ** 2
-    own = 1 - mean(row_dot(rows, others))
-    if covariance is not None:
-        own = own + rho * beta * quadratic_mean(rows, covariance)
-    return (mean_over_ranks(own) if ranks > 1 else own) + rho * contrast
+    own = (1 - beta) * frobenius(half) / (ranks * len(rows)) ** 2
+    return own if covariance is None else own + beta * quadratic_mean(rows, covariance)
 
 
 class TiCoLoss(Objective):
@@ -98,6 +144,7 @@ class TiCoLoss(Objective):
     Attributes:
         C: (D, D) moving average in float32 (float64 for float64 embeddings), ``None`` before the
             first batch. A buffer: it moves with `.to`, and is part of the state once it exists.
+            A batch whose loss is not finite leaves it as it is.
 
     Raises:
         TypeError: an option is not a number.
@@ -124,6 +171,7 @@ class TiCoLoss(Objective):
         self.gather_distributed = gather_distributed
         self.register_buffer("C", None)
 
+    @agreeing
     def forward(self, z_a: Tensor, z_b: Tensor, update_covariance_matrix: bool = True) -> Tensor:
         """Return the 0-dim loss of two views.
 
@@ -137,25 +185,26 @@ class TiCoLoss(Objective):
         """
         check_views(z_a=z_a, z_b=z_b)
         check_covariance("C, the covariance of past batches,", self.C, z_a)
-        if not update_covariance_matrix:
-            return tico_loss(
-                z_a,
-                z_b,
-                covariance=self.C,
-                beta=self.beta,
-                rho=self.rho,
-                gather_distributed=self.gather_distributed,
-            )
-        rows, others = _unit_rows(z_a, z_b)
-        self.C = moved_average(self.C, rows.detach(), self.beta, self.gather_distributed)
-        loss = 1 - mean(row_dot(rows, others)) + self.rho * quadratic_mean(rows, self.C)
-        return mean_over_ranks(loss) if self.gather_distributed else loss
+        returned = tico_loss(
+            z_a,
+            z_b,
+            covariance=self.C,
+            beta=self.beta,
+            rho=self.rho,
+            update=update_covariance_matrix,
+            gather_distributed=self.gather_distributed,
+        )
+        if isinstance(returned, Tensor):
+            return returned
+        loss, self.C = returned
+        return loss
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """C has no shape before the first batch: it takes that of the state."""
         saved = state_dict.get(f"{prefix}C")
         if saved is not None and self.C is None:
-            self.C = torch.empty_like(saved)
+            with lasting():
+                self.C = torch.empty_like(saved)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -178,8 +227,9 @@ def _tico_eager(
     covariance: Tensor | None = None,
     beta: float = 0.9,
     rho: float = 8.0,
+    update: bool = False,
     gather_distributed: bool = False,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor | None]:
     """As it is usually written: C is formed and multiplied. Oracle and baseline."""
     rows, others = F.normalize(embeddings0), F.normalize(embeddings1)
     if gather_distributed:
@@ -187,7 +237,8 @@ def _tico_eager(
     batch = (rows.T @ rows).detach() / len(rows)  # (D, D)
     average = (1 - beta) * batch if covariance is None else beta * covariance + (1 - beta) * batch
     contrast = (rows @ average * rows).sum(1).mean()
-    return 1 - (rows * others).sum(1).mean() + rho * contrast
+    loss = 1 - (rows * others).sum(1).mean() + rho * contrast
+    return (loss, average) if update else loss
 
 
 def _views(
@@ -241,6 +292,12 @@ SPEC = register_loss(
             _views("unnormalised", "extreme", 64, 48, magnitude=100.0, past=48),
             # Not equal ones, where the second view's gradient is 0 and all of it rounding.
             _views("close_views", "extreme", 33, 16, noise=1e-2, rho=100.0, past=16),
+        ),
+        state=State(
+            argument="covariance",
+            batch=("embeddings0", "embeddings1"),
+            module=lambda covariance=None, **options: TiCoLoss(**options),
+            kept=lambda loss: loss.C,
         ),
     )
 )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._variance_covariance import (
     Scope,
@@ -33,6 +34,7 @@ from sslfast.losses.redundancy._vicreg_eager import (
 from sslfast.losses.redundancy._weighted_terms import WeightedTerms, check_terms
 
 
+@agreeing
 def vicreg_loss(
     embeddings0: Tensor,
     embeddings1: Tensor,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
+from sslfast.distributed import agreeing
 from sslfast.losses.redundancy._maps import Crop, Features, check_crops, crops_of, unstack
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._vicregl_eager import sample_crops, vicregl_eager
@@ -34,6 +35,7 @@ from sslfast.losses.redundancy._vicregl_terms import (
 from sslfast.losses.redundancy._weighted_terms import WeightedTerms
 
 
+@agreeing
 def vicregl_loss(
     global_embeddings: Tensor,
     global_maps: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sslfast._core.checks import check_count, check_number, check_rows
+from sslfast.losses._state import writable
 from sslfast.losses.redundancy._whitening import whiten, whiten_by
 
 
@@ -87,12 +88,19 @@ class Whitening2d(nn.Module):
 
     @torch.no_grad()
     def track(self, means: Tensor, covariances: Tensor) -> None:
-        """Move the running statistics on by batch after batch: (T, D) and (T, D, D)."""
+        """Move the running statistics on by batch after batch: (T, D) and (T, D, D).
+
+        Batches that are not finite leave them as they are.
+        """
         if not (self.training and self.track_running_stats):
             return
+        finite = means.isfinite().all() & covariances.isfinite().all()
         steps = torch.arange(len(means) - 1, -1, -1).to(means)  # (T,)
         weights = self.momentum * (1 - self.momentum) ** steps  # (T,)
         kept = (1 - self.momentum) ** len(means)
+        self.running_mean = writable(self.running_mean)
+        self.running_variance = writable(self.running_variance)
         for running, batches in ((self.running_mean, means), (self.running_variance, covariances)):
             update = (batches * weights.view(-1, *[1] * (batches.ndim - 1))).sum(0)
-            running.mul_(kept).add_(update.view_as(running))
+            moved = running * kept + update.view_as(running)
+            running.copy_(torch.where(finite, moved, running))

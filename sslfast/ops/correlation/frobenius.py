@@ -20,13 +20,14 @@ one matrix 3 N^2 D against 3 N D^2.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import wanted
+from sslfast._core.calls import call_op, register_gradient, wanted
 from sslfast._core.correlation.frobenius import Arguments, Gradients, Route, Sums
 from sslfast._core.numerics import FLOATS, accumulator, tile_operands
 from sslfast._registry import Implementation, Primitive, lazily, register_primitive
@@ -36,6 +37,7 @@ from sslfast.ops.correlation import frobenius_cost as cost
 from sslfast.ops.correlation.checks import check_frobenius
 from sslfast.ops.correlation.frobenius_keep import cache_elements, choose_route, learns
 from sslfast.ops.correlation.frobenius_reference import reference_backward, reference_forward
+from sslfast.ops.correlation.frobenius_scale import has_overflown, rescaled
 
 
 def reference(
@@ -99,17 +101,27 @@ def cross_frobenius(
         TypeError: `a` or `b` is not a floating tensor.
         ValueError: shapes or devices do not match, or there is no such route.
 
-    Differs from squaring a matrix product: half-precision operands accumulate in float32 and the
-    result stays float32, so that float16 does not overflow; under autocast operands are rounded to
-    the autocast dtype, as a matrix product would. A second derivative raises.
+    Differs from squaring a matrix product: where a sum of the Gram route overflows and the result
+    does not, the operands are scaled by powers of two (on a CPU; elsewhere the result is NaN).
+    Half-precision operands accumulate in float32 and the result stays float32, so that float16
+    does not overflow; under autocast operands are rounded to the autocast dtype, as a matrix
+    product would. A second derivative raises.
     """
     check_frobenius(a, b, split_diagonal, route)
     a, b = tile_operands(a, b)
     chosen = choose_route(a, b) if route == "auto" else route
-    arguments = Arguments(a, b, split_diagonal, chosen)
-    room = cache_elements(a, b, chosen, learns(a, b))
-    total, diagonal, _ = _forward(*arguments, room, _backends.forced())
+    total, diagonal = _sums(a, b, split_diagonal, chosen)
+    if has_overflown(total):
+        scaled = partial(_sums, split_diagonal=split_diagonal, route=chosen)
+        total, diagonal = rescaled(scaled, a, b, total, diagonal)
     return (total, diagonal) if split_diagonal else total
+
+
+def _sums(a: Tensor, b: Tensor | None, split_diagonal: bool, route: str) -> tuple[Tensor, Tensor]:
+    arguments = Arguments(a, b, split_diagonal, route)
+    room = cache_elements(a, b, route, learns(a, b))
+    total, diagonal, _ = call_op(_forward, *arguments, room, _backends.forced())
+    return total, diagonal
 
 
 _ARGUMENTS = (
@@ -120,7 +132,7 @@ _ARGUMENTS = (
 @torch.library.custom_op(
     "sslfast::cross_frobenius",
     mutates_args=(),
-    schema=f"({_ARGUMENTS}, int cache_elements, str backend)"
+    schema=f"({_ARGUMENTS}, SymInt cache_elements, str backend)"
     " -> (Tensor total, Tensor diagonal, Tensor cache)",
 )
 def _forward(*given: Any) -> Sums:
@@ -181,11 +193,13 @@ def _autograd(
     ddiagonal = torch.zeros_like(diagonal) if ddiagonal is None else ddiagonal
     needs = ctx.needs_input_grad[:2]
     form = ctx.split_diagonal, ctx.route, None, None
-    gradients = _backward(dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, ctx.backend)
+    gradients = call_op(
+        _backward, dtotal, ddiagonal, a, b, *form, diagonal, cache, *needs, ctx.backend
+    )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 SPEC = register_primitive(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import native
+from sslfast._core.calls import call_op, native, register_gradient
 from sslfast._core.checks import check_floating, check_number
 from sslfast._core.numerics import FLOATS, accumulator
 from sslfast._registry import (
@@ -69,7 +69,7 @@ def l2_normalize(embeddings: Tensor, *, eps: float = 1e-12) -> Tensor:
         )
     check_number("eps", eps, above=0)
     normalized: Tensor
-    normalized, _ = _forward(embeddings, float(eps), _backends.forced())
+    normalized, _ = call_op(_forward, embeddings, float(eps), _backends.forced())
     return normalized
 
 
@@ -132,10 +132,10 @@ def _autograd(ctx: Any, dnormalized: Tensor | None, dnorm: None) -> tuple[Tensor
     if dnormalized is None:
         return None, None, None
     embeddings, norm = ctx.saved_tensors
-    return _backward(dnormalized, embeddings, norm, ctx.eps, ctx.backend), None, None
+    return call_op(_backward, dnormalized, embeddings, norm, ctx.eps, ctx.backend), None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(embeddings: Tensor, eps: float) -> tuple[Tensor, Tensor]:

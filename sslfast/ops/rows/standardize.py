@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import wanted
+from sslfast._core.calls import call_op, register_gradient, wanted
 from sslfast._core.numerics import FLOATS, accumulator
 from sslfast._core.rows.standardize import Columns, Gradients, Scaling
 from sslfast._registry import Implementation, Primitive, lazily, register_primitive
@@ -137,10 +137,10 @@ def standardize(
     wide = accumulator(embeddings.dtype)
     rule = Scaling(ddof, float(eps), eps_on, bool(unit_variance))
     if mean is None or variance is None:
-        y, mean, variance, _ = _forward(embeddings, None, None, *rule, _backends.forced())
+        y, mean, variance, _ = call_op(_forward, embeddings, None, None, *rule, _backends.forced())
     else:
         mean, variance = mean.to(wide), variance.to(wide)
-        y, *_ = _forward(embeddings, mean, variance, *rule, _backends.forced())
+        y, *_ = call_op(_forward, embeddings, mean, variance, *rule, _backends.forced())
     return (y, mean, variance) if statistics else y
 
 
@@ -208,13 +208,13 @@ def _autograd(
     need = any(ctx.needs_input_grad[1:3])
     dy = torch.zeros_like(embeddings) if dy is None else dy
     dmean, dvariance = (torch.zeros_like(rest) if d is None else d for d in (dmean, dvariance))
-    gradients = _backward(
-        dy, dmean, dvariance, embeddings, mean, variance, rest, need, *ctx.options
+    gradients = call_op(
+        _backward, dy, dmean, dvariance, embeddings, mean, variance, rest, need, *ctx.options
     )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import grouped, native, wanted
+from sslfast._core.calls import call_op, grouped, native, register_gradient, wanted
 from sslfast._core.checks import check_finite
 from sslfast._core.numerics import FLOATS, accumulator, tile_operands
 from sslfast._core.similarity.logsumexp import Arguments, Gradients, Needs, Sums, no_queries
@@ -144,7 +144,7 @@ def similarity_logsumexp(
     gpu = _backends.on_gpu(queries)
     keep = what_to_keep(arguments, gpu)
     room = cache_elements(arguments, keep, gpu)
-    rows, cols, _ = _forward(*arguments, int(keep), room, _backends.forced())
+    rows, cols, _ = call_op(_forward, *arguments, int(keep), room, _backends.forced())
     return (rows, cols) if columns else rows
 
 
@@ -159,7 +159,7 @@ _ARGUMENTS = (
     mutates_args=(),
     # The size of the cache is part of the graph: compiled code on disk is found by its graph, and
     # must not outlive a change of the layout.
-    schema=f"({_ARGUMENTS}, int keep, int cache_elements, str backend)"
+    schema=f"({_ARGUMENTS}, int keep, SymInt cache_elements, str backend)"
     " -> (Tensor rows, Tensor cols, Tensor cache)",
 )
 def _forward(*given: Any) -> Sums:
@@ -183,7 +183,7 @@ def _(*given: Any) -> Sums:
 def _empty_sums(arguments: Arguments, cache_elements: int) -> Sums:
     empty = arguments.scale.new_empty
     return Sums(
-        empty(len(arguments.queries)),
+        empty(arguments.queries.shape[0]),
         empty(arguments.num_keys if arguments.columns else 0),
         empty(cache_elements),
     )
@@ -235,13 +235,23 @@ def _autograd(
     drows = torch.zeros_like(rows) if drows is None else drows
     dcols = torch.zeros_like(cols) if dcols is None else dcols
     needs = ctx.needs_input_grad[:4]
-    gradients = _backward(
-        drows, dcols, *tensors, ctx.columns, rows, cols, cache, ctx.keep, *needs, ctx.backend
+    gradients = call_op(
+        _backward,
+        drows,
+        dcols,
+        *tensors,
+        ctx.columns,
+        rows,
+        cols,
+        cache,
+        ctx.keep,
+        *needs,
+        ctx.backend,
     )
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(arguments: Arguments, keep: Keep, cache_elements: int) -> Sums:

@@ -73,7 +73,7 @@ def peak_bytes(
 def _gpu_peak_bytes(queries: Tensor, keys: Tensor | None, backward: bool) -> int:
     """Partial sums and partial gradients of all programs, the cache, a chunk of G."""
     num_rows, dim = queries.shape
-    num_keys = num_rows if keys is None else len(keys)
+    num_keys = num_rows if keys is None else keys.shape[0]
     sums = GPU_PARTS * (num_rows + num_keys) * 4
     if not backward:
         return sums

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import native, wanted
+from sslfast._core.calls import call_op, native, register_gradient, wanted
 from sslfast._core.numerics import FLOATS, accumulator, tile_operands
 from sslfast._core.similarity.topk import MISSING, Arguments, Gradients, Neighbours
 from sslfast._registry import Implementation, Primitive, lazily, register_primitive
@@ -103,7 +103,7 @@ def similarity_topk(
         None if key_ids is None else key_ids.to(torch.int64),
         k,
     )
-    values, indices = _forward(*arguments, _backends.forced())
+    values, indices = call_op(_forward, *arguments, _backends.forced())
     return values, indices
 
 
@@ -172,11 +172,11 @@ def _autograd(ctx: Any, dvalues: Tensor | None, dindices: None) -> tuple[Tensor 
         return (None,) * 6
     queries, keys, indices = ctx.saved_tensors
     needs = ctx.needs_input_grad[:2]
-    gradients = _backward(dvalues, queries, keys, indices, *needs, ctx.backend)
+    gradients = call_op(_backward, dvalues, queries, keys, indices, *needs, ctx.backend)
     return wanted(gradients, ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(arguments: Arguments) -> Neighbours:

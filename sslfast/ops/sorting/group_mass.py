@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import grouped, wanted
+from sslfast._core.calls import call_op, grouped, register_gradient, wanted
 from sslfast._core.checks import check_finite, check_lists, check_number
 from sslfast._core.numerics import FLOATS, empty_like_sums
 from sslfast._core.sorting.network import RULE_SCHEMA, Groups, SortingRule
@@ -131,7 +131,7 @@ def sorting_group_mass(
     groups = Groups(teacher, sizes, bool(cross_entropy), beta)
     learns = groups.cross_entropy and values.requires_grad and torch.is_grad_enabled()
     output: Tensor
-    output, _ = _forward(values, *groups, *rule, learns, _backends.forced())
+    output, _ = call_op(_forward, values, *groups, *rule, learns, _backends.forced())
     return output
 
 
@@ -194,11 +194,11 @@ def _autograd(ctx: Any, doutput: Tensor | None, ddvalues: None) -> tuple[Tensor 
     (saved,) = ctx.saved_tensors
     dvalues = None
     if doutput is not None:
-        dvalues = _backward(doutput, saved, None, *ctx.options, ctx.backend).to(ctx.dtype)
+        dvalues = call_op(_backward, doutput, saved, None, *ctx.options, ctx.backend).to(ctx.dtype)
     return wanted((dvalues,), ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(

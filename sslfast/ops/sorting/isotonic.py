@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
+from sslfast._core.calls import call_op, register_gradient
 from sslfast._core.checks import check_finite, check_lists
 from sslfast._core.numerics import FLOATS, empty_like_sums
 from sslfast._core.sorting.isotonic import Projection
@@ -95,7 +96,7 @@ def isotonic_rank(
     check_lists("values", values)
     rule = check_projection(output, regularization, regularization_strength)
     result: Tensor
-    result, *_ = _forward(values, *rule, _backends.forced())
+    result, *_ = call_op(_forward, values, *rule, _backends.forced())
     return result
 
 
@@ -151,10 +152,10 @@ def _autograd(
 ) -> tuple[Tensor | None, ...]:
     if dresult is None:
         return None, None, None, None, None
-    return _backward(dresult, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    return call_op(_backward, dresult, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 SPEC = register_primitive(

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.calls import wanted
+from sslfast._core.calls import call_op, register_gradient, wanted
 from sslfast._core.checks import check_finite, check_lists
 from sslfast._core.numerics import FLOATS, empty_like_sums
 from sslfast._core.sorting.network import RULE_SCHEMA, SortingRule
@@ -116,7 +116,7 @@ def relaxed_sort(
     """
     check_lists("values", values)
     rule = check_rule(network, relaxation, steepness, art_lambda)
-    ordered, shares = _forward(values, *rule, bool(permutation), _backends.forced())
+    ordered, shares = call_op(_forward, values, *rule, bool(permutation), _backends.forced())
     return (ordered, shares) if permutation else ordered
 
 
@@ -172,11 +172,11 @@ def _autograd(
     if dordered is None:
         dordered = empty_like_sums(values, *values.shape).zero_()
     dshares = dshares if ctx.permutation else None
-    dvalues = _backward(dordered, dshares, values, *ctx.rule, ctx.backend)
+    dvalues = call_op(_backward, dordered, dshares, values, *ctx.rule, ctx.backend)
     return wanted((dvalues,), ctx.needs_input_grad)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient(_forward, _autograd, _setup_context, _backward)
 
 
 def _reference_forward(

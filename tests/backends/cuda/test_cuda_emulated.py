@@ -56,6 +56,7 @@ def test_values_and_gradients(
         case.sample.make(generator),
         dtype=dtype,
         differentiable=case.primitive.differentiable,
+        mutates=case.primitive.mutates,
         absolute=ABSOLUTE_EPS * torch.finfo(dtype).eps if judged else None,
     ).require()
     assert launches or case.sample.name in ("no_rows", "no_lists")

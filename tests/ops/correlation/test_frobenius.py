@@ -239,3 +239,53 @@ def test_empty_batch(cpu_backend: str) -> None:
     assert off == 0
     assert torch.equal(diagonal, torch.zeros(3))
     assert torch.autograd.grad(off, a)[0].shape == (0, 3)
+
+
+OVERFLOWS = {
+    "opposite scales": (1e20, 1e-20),
+    "both large": (1e12, 1e3),
+    "result inf": (1e25, 1.0),
+    "result inf of both": (1e25, 1e25),
+    "one matrix": (1e25, None),
+    "one matrix, finite": (3e9, None),
+    "largest": (3e38, 1e-38),
+}
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("route", ["gram", "direct"])
+@pytest.mark.parametrize("name", OVERFLOWS)
+def test_overflow_of_a_sum_is_not_one_of_the_result(
+    name: str, route: str, split: bool, cpu_backend: str, generator: torch.Generator
+) -> None:
+    """The Grams overflow; value and gradient are those of float64, inf where these overflow."""
+    scales = OVERFLOWS[name]
+    rows = torch.rand(2, 8, 16, generator=generator) - 0.5
+    given = [each * scale for each, scale in zip(rows, scales, strict=True) if scale is not None]
+    leaves = [each.clone().requires_grad_() for each in given]
+    total = cross_frobenius(*leaves, split_diagonal=split, route=route)
+    first = total[0] if isinstance(total, tuple) else total
+    wide = [each.double().requires_grad_() for each in given]
+    product = wide[0].T @ wide[-1]
+    truth = product.square().sum()
+    if split:
+        truth = truth - product.diagonal().square().sum()
+    if truth > torch.finfo(torch.float32).max:
+        assert first.item() == torch.inf
+        return
+    torch.testing.assert_close(first.double(), truth, rtol=1e-5, atol=0)
+    for found, expected in zip(
+        torch.autograd.grad(first, leaves), torch.autograd.grad(truth, wide), strict=True
+    ):
+        if expected.abs().max() < torch.finfo(torch.float32).max:
+            torch.testing.assert_close(
+                found.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+            )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_operand_that_is_not_finite_has_no_finite_sum(value: float, cpu_backend: str) -> None:
+    rows = torch.ones(3, 4)
+    rows[1, 2] = value
+    assert not cross_frobenius(rows, torch.ones(3, 4)).isfinite()
+    assert not cross_frobenius(rows).isfinite()
