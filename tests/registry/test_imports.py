@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "data": {"data", "_core"},
     "masking": {"masking", *OPS},
     "evaluation": {"evaluation", "data", "models", *LOSSES},
-    "testing": {"_memory", "_backends", *SHARED},
+    "_evaluate": {"_core"},
+    "testing": {"_evaluate", "_memory", "_backends", *SHARED},
     "pretrain": {"pretrain", "_memory", *USERS, *OPS},
 }
 FREE = {"__init__", "_info", "cli"}

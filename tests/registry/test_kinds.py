@@ -13,9 +13,9 @@ from typing import Any
 import memory_cases
 import pytest
 import scratch_primitives
-import test_ops_layout
-import test_ops_numbers
-import test_ops_registration
+import test_layout
+import test_numbers
+import test_registration
 import test_registry
 import torch
 from conftest import Case
@@ -56,10 +56,10 @@ def test_it_is_described(scratch: Primitive, generator: torch.Generator) -> None
 def test_it_is_judged(scratch: Primitive, backend: str, generator: torch.Generator) -> None:
     judged = 0
     for case in cases(scratch):
-        for dtype in test_ops_numbers.DTYPES:
+        for dtype in test_numbers.DTYPES:
             with sslfast.backend(backend):
                 try:
-                    test_ops_numbers.test_values_and_gradients(case, dtype, backend, generator)
+                    test_numbers.test_values_and_gradients(case, dtype, backend, generator)
                 except pytest.skip.Exception:
                     continue
             judged += 1
@@ -72,24 +72,23 @@ def test_layout_and_repetition(
 ) -> None:
     with sslfast.backend(backend):
         for case in cases(scratch):
-            test_ops_layout.test_every_element_is_written(case, torch.float32, backend, generator)
-            test_ops_layout.test_two_runs_agree_bitwise(case, backend, generator)
-            for layout in (test_ops_layout._strided, test_ops_layout._transposed):
-                test_ops_layout.test_layout_does_not_matter(case, layout, backend, generator)
+            test_layout.test_two_runs_agree_bitwise(case, backend, generator)
+            for layout in (test_layout.strided, test_layout.transposed):
+                test_layout.test_layout_does_not_matter(case, layout, backend, generator)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_torch_sees_its_ops(scratch: Primitive, backend: str, generator: torch.Generator) -> None:
     with sslfast.backend(backend):
         for case in cases(scratch)[:2]:
-            test_ops_registration.check_ops(
+            test_registration.check_ops(
                 scratch, cast(case.sample.make(generator), torch.float32)
             )
         if scratch is not CONTRAST:  # whose dtype is that of its images
-            test_ops_registration.test_fake_tensors_have_the_real_dtypes(
+            test_registration.test_fake_tensors_have_the_real_dtypes(
                 scratch.name, torch.float16, backend, generator
             )
-        test_ops_registration.test_fullgraph(scratch.name, False, backend, generator)
+        test_registration.test_fullgraph(scratch.name, False, backend, generator)
 
 
 def test_its_memory_is_measured(scratch: Primitive, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +159,7 @@ def test_a_wrong_one_is_found(
     with registered(spec), sslfast.backend("cpu:baseline"):
         case = cases(spec)[1]
         with pytest.raises(AssertionError, match=message):
-            test_ops_numbers.test_values_and_gradients(
+            test_numbers.test_values_and_gradients(
                 case, torch.float32, "cpu:baseline", generator
             )
 

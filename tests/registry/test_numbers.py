@@ -35,6 +35,7 @@ def test_values_and_gradients(
             sample.make(generator),
             dtype=dtype,
             differentiable=primitive.differentiable,
+            mutates=primitive.mutates,
             tolerance=primitive.tolerances.get((cpu_backend, dtype), Tolerance()),
             absolute=absolute,
         )
