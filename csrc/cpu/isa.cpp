@@ -123,7 +123,8 @@ Isa vector_isa(Isa isa) {
 bool matrix_pays(Isa isa, Element element, int float_terms) {
   if (element == Element::kDouble) return false;
   // vdpbf16ps does twice the multiply-adds of an fma at most: two terms, three products, lose.
-  const bool one_term = element == Element::kBf16 || (element == Element::kFloat && float_terms == 1);
+  const bool one_term =
+      element == Element::kBf16 || (element == Element::kFloat && float_terms == 1);
   if (isa == Isa::kAvx512Bf16) return one_term;
   return isa == Isa::kAmx || isa == Isa::kEmulated;
 }
