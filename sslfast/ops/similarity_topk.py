@@ -214,6 +214,7 @@ SPEC = register_primitive(
         bytes=cases.bytes_moved,
         peak_bytes=cases.peak_bytes,
         properties=cases.PROPERTIES,
+        products=True,
         memory=cases.MEMORY,
     )
 )
