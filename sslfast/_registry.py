@@ -126,6 +126,8 @@ class Primitive:
         peak_bytes: most memory above the inputs that a native backend may hold at any time,
             outputs and gradients included; arguments as `flops`.
         properties: identities that every backend keeps.
+        products: whether `flops` are of matrix products, which a processor's matrix instructions
+            may take.
         memory: the forms whose peak is measured against `peak_bytes`, by name: the arguments for N
             rows of D features, float32 on the CPU. Twice the rows take at most twice the memory.
         tolerances: overrides of the error rule by (backend, dtype).
@@ -146,6 +148,7 @@ class Primitive:
     bytes: Callable[..., int]
     peak_bytes: Callable[..., int]
     properties: tuple[Property, ...] = ()
+    products: bool = False
     memory: Mapping[str, Callable[[int, int], dict[str, Any]]] = field(default_factory=dict)
     tolerances: Mapping[tuple[str, torch.dtype], Tolerance] = field(default_factory=dict)
 

@@ -33,10 +33,10 @@ SSLFAST_EXPORT std::string isa_missing(Isa isa);
 // The best one that can run for kBest; otherwise `isa`. Throws std::runtime_error where it cannot.
 SSLFAST_EXPORT Isa resolve_isa(int isa);
 // The vector instructions that go with a set.
-Isa vector_isa(Isa isa);
-// Whether a set's matrix instructions multiply these numbers faster than its vector instructions,
-// where a float32 counts as so many bfloat16 terms.
-bool matrix_pays(Isa isa, Element element, int float_terms);
+SSLFAST_EXPORT Isa vector_isa(Isa isa);
+// Products of bfloat16 that stand for one product of these numbers, where a float32 counts as so
+// many terms; 0 where a set has no matrix instructions, or its vector instructions are faster.
+SSLFAST_EXPORT int matrix_products(Isa isa, Element element, int float_terms);
 
 }  // namespace sslfast
 
