@@ -25,10 +25,11 @@ EPILOG = """\
 Each case runs in a process of its own. Its contestants take turns, and one that does not match
 the float64 oracle is shown as failed and not reported. Times are minima and medians, memory is
 the peak above the inputs with the gradients included, "% of limit" is the least time that the
-formula's arithmetic and traffic can take on this machine, measured in the same run, over the
-time taken. On a CPU some contestants are left out at the largest shapes, where a call takes them
-seconds; the case names them. On a GPU times are the device's, with a cold L2 cache; in half
-precision everyone runs under autocast; its ledger is <family>_gpu.csv.
+formula's arithmetic and traffic can take on this machine, measured in the same run and in this
+precision, over the time taken. In half precision everyone runs under autocast. On a CPU some
+contestants are left out at the largest shapes, where a call takes them seconds; the case names
+them. On a GPU times are the device's, with a cold L2 cache; its ledger is
+<family>_gpu.csv.
 """
 
 
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         type=lambda text: tuple(text.split(",")),
         metavar="T,...",
-        help="bf16, fp16, tf32, fp32 or several (default: bf16 on a GPU; a CPU has fp32 alone)",
+        help="one or several of fp32, fp32-high, fp32-medium (as of"
+        " torch.set_float32_matmul_precision), bf16, fp16 on a CPU (default: fp32), of bf16, fp16,"
+        " tf32, fp32 on a GPU (default: bf16)",
     )
     parser.add_argument(
         "--quick",
@@ -226,14 +229,20 @@ def _machine(each: list[Options]) -> list[tuple[str, str]]:
     facts = [("torch", torch.__version__), ("commit", machine.commit())]
     if options.place.is_gpu:
         return _gpu(each) + facts
+    isas = dict.fromkeys(filter(None, map(machine.isa_of, options.backends)))
     return [
         ("device", cpu_model()),
         *facts,
         ("backend", ", ".join(options.backends)),
-        ("ISA", machine.best_isa() or "not known: the native library is missing"),
+        ("dtype", _labels(each)),
+        ("ISA", ", ".join(isas) or "not known: the native library is missing"),
         ("threads", str(options.threads)),
         ("load", f"{machine.load():.2f}"),
     ]
+
+
+def _labels(each: list[Options]) -> str:
+    return ", ".join(options.place.label for options in each)
 
 
 def _gpu(each: list[Options]) -> list[tuple[str, str]]:
@@ -245,7 +254,7 @@ def _gpu(each: list[Options]) -> list[tuple[str, str]]:
     return [
         ("device", f"{found.name} ({found.arch})"),
         ("driver", f"{found.driver}, CUDA {found.cuda}, triton {found.triton or 'absent'}"),
-        ("dtype", ", ".join(options.place.label for options in each)),
+        ("dtype", _labels(each)),
         ("backends", ", ".join(backends)),
         ("run", each[0].run),
     ]

@@ -38,7 +38,7 @@ class Row:
     subject: str
     N: int | None  # rows of the case, whatever their letter
     D: int | None  # their width
-    dtype: str
+    dtype: str  # of the rows; of float32 also what products make of it, "float32 high"
     contestant: str
     version: str  # of another library's contestant
     what: str  # FORWARD or BOTH

@@ -1,8 +1,9 @@
-"""Where a case runs and in what precision: the CPU in float32, or a GPU in one of four.
+"""Where a case runs and in what precision.
 
 In half precision the rows come in that dtype and every contestant runs under autocast, as in
 mixed-precision training, where they come out of a linear layer; a temperature stays a float32
-parameter. ``tf32`` is float32 with `torch.set_float32_matmul_precision("high")`.
+parameter. In float32 everyone runs under one `torch.set_float32_matmul_precision`: ``fp32`` is
+"highest"; ``fp32-high`` and ``fp32-medium``, on the CPU, and ``tf32``, on a GPU, are the others.
 """
 
 from __future__ import annotations
@@ -18,14 +19,36 @@ from torch import Tensor
 from sslfast._core.tree import map_tensors
 
 CPU, CUDA = "cpu", "cuda"
-DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Dtype of the rows, and what products make of float32.
+
+    ``rounding`` is the eps of the narrowest operand, where that is not a float32.
+    """
+
+    dtype: torch.dtype
+    label: str  # in ledgers
+    matmul: str = "highest"  # torch.set_float32_matmul_precision
+    rounding: float | None = None
+
+
+EPS_BF16, EPS_FP16 = (torch.finfo(dtype).eps for dtype in (torch.bfloat16, torch.float16))
+PRECISIONS = {
+    "fp32": Precision(torch.float32, "float32"),
+    # The sum of two bfloat16 numbers, of 16 bits.
+    "fp32-high": Precision(torch.float32, "float32 high", "high", 2.0**-15),
+    "fp32-medium": Precision(torch.float32, "float32 medium", "medium", EPS_BF16),
+    # TF32 keeps the 10 bits of fraction that float16 has, hence its eps.
+    "tf32": Precision(torch.float32, "tf32", "high", EPS_FP16),
+    "bf16": Precision(torch.bfloat16, "bfloat16", rounding=EPS_BF16),
+    "fp16": Precision(torch.float16, "float16", rounding=EPS_FP16),
 }
-# TF32 keeps the 10 bits of fraction that float16 has, hence its eps.
-ROUNDING = {"tf32": torch.float16, "bf16": torch.bfloat16, "fp16": torch.float16}
+MEASURED_ON = {
+    CPU: ("fp32", "fp32-high", "fp32-medium", "bf16", "fp16"),
+    CUDA: ("fp32", "tf32", "bf16", "fp16"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +63,12 @@ class Place:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.device not in (CPU, CUDA):
+        if self.device not in MEASURED_ON:
             raise ValueError(f"device must be {CPU} or {CUDA}, got {self.device!r}")
-        if self.precision not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.precision!r}")
-        if self.device == CPU and self.precision != "fp32":
-            raise ValueError(f"dtype must be fp32 on the CPU, got {self.precision!r}")
+        measured = MEASURED_ON[self.device]
+        if self.precision not in measured:
+            expected = f"one of {', '.join(measured)} on {self.device}"
+            raise ValueError(f"dtype must be {expected}, got {self.precision!r}")
 
     @property
     def is_gpu(self) -> bool:
@@ -53,17 +76,17 @@ class Place:
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.precision]
+        return PRECISIONS[self.precision].dtype
 
     @property
     def label(self) -> str:
-        """The precision as ledgers have it: ``float32``, ``tf32``, ``bfloat16``, ``float16``."""
-        return "tf32" if self.precision == "tf32" else str(self.dtype).removeprefix("torch.")
+        """The precision as ledgers have it, ``float32`` or ``float32 high``."""
+        return PRECISIONS[self.precision].label
 
     @property
-    def rounding(self) -> torch.dtype | None:
-        """Dtype with the eps of the narrowest operand, where that is not the rows' own."""
-        return ROUNDING.get(self.precision)
+    def rounding(self) -> float | None:
+        """Eps of the narrowest operand, where that is not a float32."""
+        return PRECISIONS[self.precision].rounding
 
     def require(self) -> None:
         """Raises ValueError where this device is not there, before anything runs on it."""
@@ -84,7 +107,7 @@ class Place:
     def matmul_precision(self) -> Iterator[None]:
         """float32 products as this precision has them, inside the ``with`` block."""
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.precision == "tf32" else "highest")
+        torch.set_float32_matmul_precision(PRECISIONS[self.precision].matmul)
         try:
             yield
         finally:

@@ -138,7 +138,8 @@ def _figure(title: str) -> tuple[Figure, Any]:
 def _machine(row: dict[str, str]) -> str:
     if row.get("driver"):
         return f"{row['device']}, {row['dtype']}"
-    return f"{row['device']}, {row['threads']} threads, {row['isa'] or 'ISA unknown'}"
+    isa = row["isa"] or "ISA unknown"
+    return f"{row['device']}, {row['threads']} threads, {isa}, {row['dtype']}"
 
 
 def _contestants(rows: Rows) -> list[str]:

@@ -75,7 +75,7 @@ def notes(case: Case, rows: Sequence[Row]) -> list[str]:
     found += [f"{row.contestant}: {row.backends}" for row in both if row.backends]
     found += [
         f"roof: the formula's work at the measured {_figure(row.peak_gflops)} GFLOP/s of "
-        f"{row.dtype if row.driver else row.isa} would be "
+        f"{row.dtype if row.driver else f'{row.isa} in {row.dtype}'} would be "
         f"{_figure(row.best_possible)}x faster than eager"
         for row in both
         if row.contestant == EAGER and row.best_possible
@@ -100,7 +100,7 @@ def _circumstances(row: Row) -> str:
     if row.driver:
         return f"{row.device}, {row.dtype}, L2 cache flushed before every call"
     policy = f", OMP_WAIT_POLICY={row.wait_policy}" if row.wait_policy else ""
-    return f"load {row.load:.2f}, {row.threads} threads{policy}"
+    return f"{row.dtype}, load {row.load:.2f}, {row.threads} threads{policy}"
 
 
 def _numbers(forward: Row, both: Row) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from sslfast.bench.contestants import COMPILE, EAGER, SSLFAST, backends_of, name
 from sslfast.bench.ledger import BOTH, Row
 from sslfast.bench.place import Place
 from sslfast.bench.suite import Case
+from sslfast.bench.work import Work
 from sslfast.testing import peak_memory_of
 
 MIB, MILLI, GIGA = 1 << 20, 1e3, 1e9
@@ -114,7 +115,12 @@ def _time(case: Case, contestants: Sequence[str], options: Options) -> dict[str,
 
 def _peak(case: Case, contestant: str, options: Options) -> int:
     """Peak bytes above the inputs. A compiled form is warmed up at its only size."""
-    sizes = {"workload": case.workload.name, "shape": dict(case.shape), "contestant": contestant}
+    sizes = {
+        "workload": case.workload.name,
+        "shape": dict(case.shape),
+        "contestant": contestant,
+        "place": astuple(options.place),
+    }
     small = dict.fromkeys(case.shape, WARM_UP_SIZE) if contestant != COMPILE else dict(case.shape)
     return peak_memory_of(
         "sslfast.bench.worker:memory_run",
@@ -131,7 +137,7 @@ def _rows(
     error, ratio = result["errors"].get(name, (None, None))
     if name in result["failures"]:
         return [replace(row, error=error, failure=result["failures"][name])]
-    limits = machine.Limits(result["peaks"], result["bandwidth"], result["no_peak"])
+    limits = machine.Limits(**result["limits"])
     rows = []
     for what, (median, minimum, rounds, host) in result["readings"][name].items():
         both = what == BOTH
@@ -148,29 +154,27 @@ def _rows(
             repeatable=result["repeatable"].get(name, ""),
             backends=result["backends"].get(name, "") if options.place.is_gpu else "",
         )
-        rows.append(_with_rates(measured, limits, result["work"].get(what), minimum))
+        counted = result["work"].get(what)
+        rows.append(_with_rates(measured, limits, counted and Work(*counted), minimum))
     return rows
 
 
-def _with_rates(
-    row: Row, limits: machine.Limits, work: Sequence[int] | None, seconds: float
-) -> Row:
+def _with_rates(row: Row, limits: machine.Limits, work: Work | None, seconds: float) -> Row:
     """Rates on the formula of the primitives; others are held against the same least time."""
     row = replace(row, peak_gbytes=limits.bandwidth / GIGA)
     key = row.dtype if row.driver else row.isa
-    peak = limits.peak(key)
+    peak = limits.peak(key, products=work is None or work.products > 0)
     if peak is not None:
         row = replace(row, peak_gflops=peak / GIGA)
     if work is None or not any(work):  # no primitive was called
         return row
-    flops, moved = work
-    least = limits.seconds(flops, moved, key)
+    least = limits.seconds(work, key)
     if not row.contestant.startswith(SSLFAST):
         return replace(row, best_possible=least and seconds / least)
     return replace(
         row,
-        gflops=flops / seconds / GIGA,
-        gbytes=moved / seconds / GIGA,
+        gflops=work.flops / seconds / GIGA,
+        gbytes=work.moved / seconds / GIGA,
         percent_of_limit=least and 100 * least / seconds,
     )
 
@@ -203,7 +207,7 @@ def _identity(case: Case, name: str, load: float, options: Options) -> Row:
         torch=torch.__version__,
         python=platform.python_version(),
         device=cpu_model(),
-        isa=_isa(name),
+        isa=machine.isa_of(name),
         threads=options.threads,
         wait_policy=wait_policy(case),
         load=load,
@@ -229,11 +233,6 @@ def _identity(case: Case, name: str, load: float, options: Options) -> Row:
         cuda=found.cuda,
         triton=found.triton,
     )
-
-
-def _isa(contestant: str) -> str:
-    """The instruction set a contestant was told to use, else the best the machine has."""
-    return contestant.partition(":")[2] or machine.best_isa()
 
 
 def _version(package: str) -> str:

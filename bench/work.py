@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,10 +23,20 @@ from sslfast.bench.suite import Inputs
 NAMESPACE = "sslfast"
 
 
-def of_case(
-    contestants: Sequence[Contestant], inputs: Inputs, place: Place
-) -> dict[str, tuple[int, int]]:
-    """(FLOPs, bytes) by pass, from a call of the first of sslfast's contestants; empty if none."""
+class Work(NamedTuple):
+    """FLOPs of matrix products, FLOPs of all else, and bytes read and written."""
+
+    products: int
+    others: int
+    moved: int
+
+    @property
+    def flops(self) -> int:
+        return self.products + self.others
+
+
+def of_case(contestants: Sequence[Contestant], inputs: Inputs, place: Place) -> dict[str, Work]:
+    """The work by pass, from a call of the first of sslfast's contestants; empty if none."""
     own = [contestant for contestant in contestants if contestant.name.startswith(SSLFAST)]
     if not own:
         return {}
@@ -60,10 +70,13 @@ def _backend(primitive: Primitive, called: dict[str, Any]) -> str:
     return sslfast.explain(primitive.name, *rows).runs or "nothing"
 
 
-def _least(calls: Sequence[tuple[Primitive, dict[str, Any]]], *, backward: bool) -> tuple[int, int]:
-    flops = sum(primitive.flops(**called, backward=backward) for primitive, called in calls)
-    moved = sum(primitive.bytes(**called, backward=backward) for primitive, called in calls)
-    return flops, moved
+def _least(calls: Sequence[tuple[Primitive, dict[str, Any]]], *, backward: bool) -> Work:
+    flops = {True: 0, False: 0}
+    moved = 0
+    for primitive, called in calls:
+        flops[primitive.products] += primitive.flops(**called, backward=backward)
+        moved += primitive.bytes(**called, backward=backward)
+    return Work(flops[True], flops[False], moved)
 
 
 class _Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]

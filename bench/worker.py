@@ -12,6 +12,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def time_case(case: Case, request: dict[str, Any]) -> dict[str, Any]:
         errors, repeatable, right = _judge_all(case, present, failures, place, inputs)
         if "lost" in failures:
             return {"lost": failures["lost"]}  # who lost it and how
-        before = _limits(place, request["threads"])
+        before = _limits(place, request["threads"], right)
         readings = _time_all(case, right, request["rounds"], place, inputs)
-        limits = machine.best_of(before, _limits(place, request["threads"]))
+        limits = machine.best_of(before, _limits(place, request["threads"], right))
         wanted = right if place.is_gpu and request.get("memory") else []
         return {
             "load": load,
@@ -60,17 +61,22 @@ def time_case(case: Case, request: dict[str, Any]) -> dict[str, Any]:
             "memory": {each.name: _device_peak(case, each, inputs, place) for each in wanted},
             "work": work.of_case(right, inputs, place) if case.workload.counted else {},
             "backends": work.backends_of(right, inputs, place),
-            "peaks": dict(limits.flops),
-            "bandwidth": limits.bandwidth,
-            "no_peak": limits.reason,
+            "limits": asdict(limits),
         }
 
 
-def memory_run(workload: str, shape: dict[str, int], contestant: str) -> Callable[[], object]:
+def memory_run(
+    workload: str, shape: dict[str, int], contestant: str, place: Sequence[str] = ()
+) -> Callable[[], object]:
     """What `sslfast.testing.peak_memory_of` measures: forward and backward on ready inputs."""
-    case = workloads()[workload].at(shape)
-    entered, inputs = enter(case.workload, contestant), case.inputs()
-    return lambda: forward_backward(entered, inputs, case.workload.leaves)
+    case, where = workloads()[workload].at(shape), Place(*place)
+    entered, inputs = enter(case.workload, contestant), case.inputs(where)
+
+    def run() -> object:
+        with where.matmul_precision():
+            return forward_backward(entered, inputs, case.workload.leaves, where)
+
+    return run
 
 
 def _enter_all(case: Case, names: Sequence[str]) -> tuple[list[Contestant], dict[str, Any]]:
@@ -130,8 +136,11 @@ def _device_is_lost(place: Place) -> bool:
     return False
 
 
-def _limits(place: Place, threads: int) -> machine.Limits:
-    return gpu.measure_limits(place) if place.is_gpu else machine.measure_limits(threads)
+def _limits(place: Place, threads: int, contestants: Sequence[Contestant]) -> machine.Limits:
+    if place.is_gpu:
+        return gpu.measure_limits(place)
+    isas = {machine.isa_of(each.name) for each in contestants}
+    return machine.measure_limits(threads, place.dtype, isas)
 
 
 def _time_all(

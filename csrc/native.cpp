@@ -80,16 +80,31 @@ int distinct_threads() {
   return int(seen.size());
 }
 
-// Floating-point operations a second (a multiply-add counts two), summed over `threads` threads.
-double fma_peak(const std::string& isa, const std::string& dtype, double seconds, int threads) {
-  if (dtype != "float32" && dtype != "float64")
-    throw py::value_error("dtype = '" + dtype + "'; expected float32 or float64");
+// How many products of bfloat16 one product of `dtype` takes on a set's matrix instructions, 0
+// where it takes none of them.
+int matrix_products(const std::string& isa, const std::string& dtype, int float_terms) {
+  using sslfast::Element;
+  static const std::map<std::string, Element> kElements = {{"bfloat16", Element::kBf16},
+                                                           {"float16", Element::kHalf},
+                                                           {"float32", Element::kFloat},
+                                                           {"float64", Element::kDouble}};
+  const auto element = kElements.find(dtype);
+  if (element == kElements.end())
+    throw py::value_error("dtype = '" + dtype +
+                          "'; expected bfloat16, float16, float32 or float64");
+  if (float_terms < 1 || float_terms > 3)
+    throw py::value_error("float_terms must be 1, 2 or 3, got " + std::to_string(float_terms));
+  return sslfast::matrix_products(Isa(isa_number(isa)), element->second, float_terms);
+}
+
+// Floating-point operations a second (a multiply-add counts two), summed over `threads` threads
+// that repeat `rounds` rounds of a loop.
+double peak(double (*loop)(int64_t rounds, double* checksum), int64_t rounds, double seconds,
+            int threads) {
   if (!(seconds > 0) || seconds > 60)
     throw py::value_error("seconds must lie in (0, 60], got " + std::to_string(seconds));
   if (threads < 1 || threads > 4096)
     throw py::value_error("threads must lie in [1, 4096], got " + std::to_string(threads));
-  const sslfast::PeakKernels& kernels = sslfast::find_peak_kernels(isa_number(isa));
-  const auto loop = dtype == "float32" ? kernels.fma_float : kernels.fma_double;
   std::vector<double> rates(threads), sums(threads);
   const auto measure = [&](int thread) {
     using Clock = std::chrono::steady_clock;
@@ -97,7 +112,7 @@ double fma_peak(const std::string& isa, const std::string& dtype, double seconds
     const auto start = Clock::now();
     std::chrono::duration<double> spent{};
     do {
-      operations += loop(100000, &sums[thread]);
+      operations += loop(rounds, &sums[thread]);
       spent = Clock::now() - start;
     } while (spent.count() < seconds);
     rates[thread] = operations / spent.count();
@@ -108,6 +123,19 @@ double fma_peak(const std::string& isa, const std::string& dtype, double seconds
   double total = 0;
   for (const double rate : rates) total += rate;
   return total;
+}
+double fma_peak(const std::string& isa, const std::string& dtype, double seconds, int threads) {
+  if (dtype != "float32" && dtype != "float64")
+    throw py::value_error("dtype = '" + dtype + "'; expected float32 or float64");
+  const sslfast::PeakKernels& kernels = sslfast::find_peak_kernels(isa_number(isa));
+  return peak(dtype == "float32" ? kernels.fma_float : kernels.fma_double, 100000, seconds,
+              threads);
+}
+// Of products of bfloat16.
+double matrix_peak(const std::string& isa, double seconds, int threads) {
+  const sslfast::MatrixPeakKernels* kernels = sslfast::find_matrix_peak_kernels(isa_number(isa));
+  if (!kernels) throw py::value_error("isa = '" + isa + "' has no matrix instructions");
+  return peak(kernels->multiply, 100, seconds, threads);
 }
 
 std::vector<double> exp_hook(const std::string& isa, const std::string& dtype,
@@ -165,5 +193,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("distinct_threads", distinct_threads, py::call_guard<py::gil_scoped_release>());
   m.def("fma_peak", fma_peak, py::arg("isa"), py::arg("dtype") = "float32",
         py::arg("seconds") = 0.5, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>());
+  m.def("matrix_products", matrix_products, py::arg("isa"), py::arg("dtype"),
+        py::arg("float_terms") = 3,
+        "Products of bfloat16 for one product of `dtype`, 0 by vector instructions.");
+  m.def("matrix_peak", matrix_peak, py::arg("isa"), py::arg("seconds") = 0.5,
+        py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>());
   m.def("exp", exp_hook, py::arg("isa"), py::arg("dtype"), py::arg("x"));
 }

@@ -14,6 +14,7 @@ import torch
 
 import sslfast
 from sslfast import _backends, _library, _nvrtc
+from sslfast._core.numerics import TERMS
 from sslfast._registry import LOSSES, PRIMITIVES, Primitive
 
 README_MARKERS = ("<!-- op table: sslfast info --markdown -->", "<!-- end of op table -->")
@@ -159,12 +160,10 @@ def _native() -> list[tuple[str, str]]:
             *cuda,
         ]
     native = import_module("sslfast._native")
-    supported = _library.supported_isas()
     rows = [
         ("state", "loaded"),
-        ("compiled", ", ".join(_library.compiled_isas())),
-        ("supported", ", ".join(supported)),
-        ("in use", _isa_in_use(supported)),
+        ("in use", _isa_in_use(_library.supported_isas())),
+        *((f"  {isa.name}", _isa_line(isa)) for isa in reversed(tuple(_library.isas().values()))),
         ("threads", f"{threads}; a parallel loop ran on {native.distinct_threads()}"),
     ]
     built = native.build_info().items()
@@ -174,6 +173,23 @@ def _native() -> list[tuple[str, str]]:
 def _isa_in_use(supported: Sequence[str]) -> str:
     variant = _backends.forced().partition(":")[2]
     return variant or supported[-1]
+
+
+def _isa_line(isa: _library.Isa) -> str:
+    """Whether it can run, and how many products of bfloat16 one product of each precision takes."""
+    taken = [
+        f"{name} in {products}"
+        for name, dtype, terms in _precisions()
+        if (products := _library.matrix_products(isa.name, dtype, terms))
+    ]
+    multiplies = f"bf16 products for {', '.join(taken)}" if taken else "multiply-adds alone"
+    return f"{isa.missing or 'can run'}; {multiplies}"
+
+
+def _precisions() -> list[tuple[str, torch.dtype, int]]:
+    """What matrix instructions may multiply: name, dtype and terms of a float32."""
+    half = [(_DTYPES[dtype], dtype, TERMS["highest"]) for dtype in (torch.bfloat16, torch.float16)]
+    return half + [(f"fp32 {name}", torch.float32, terms) for name, terms in TERMS.items()]
 
 
 def _backend_lines() -> list[tuple[str, str]]:

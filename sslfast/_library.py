@@ -71,6 +71,20 @@ def supported_isas() -> tuple[str, ...]:
     return tuple(isa.name for isa in isas().values() if isa.missing is None)
 
 
+def matrix_products(isa: str, dtype: torch.dtype, float_terms: int = 3) -> int:
+    """Products of bfloat16 that one product takes on a set's matrix instructions.
+
+    A float32 counts as so many bfloat16 terms. 0 where the vector instructions multiply, and
+    without a library.
+    """
+    if missing_reason() is not None:
+        return 0
+    name = str(dtype).removeprefix("torch.")
+    native = importlib.import_module("sslfast._native")
+    products: int = native.matrix_products(isa, name, float_terms)
+    return products
+
+
 def cuda_built() -> str | None:
     """Why there is no library of CUDA kernels, ``None`` where there is one. Loads nothing."""
     status = _PACKAGE / STATUS_NAME

@@ -136,6 +136,8 @@ class Primitive:
         differentiable: names of the arguments that receive gradients, none without `backward_op`.
         mutates: names of the arguments that are written in place.
         properties: identities that every backend keeps.
+        products: whether `flops` are of matrix products, which a processor's matrix instructions
+            may take.
         memory: the forms whose peak is measured against `peak_bytes`, by name: the arguments for N
             rows of D features, float32 on the CPU. Twice the rows take at most twice the memory.
         tolerances: overrides of the error rule by (backend, dtype).
@@ -157,6 +159,7 @@ class Primitive:
     differentiable: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
     properties: tuple[Property, ...] = ()
+    products: bool = False
     memory: Mapping[str, Callable[[int, int], dict[str, Any]]] = field(default_factory=dict)
     tolerances: Mapping[tuple[str, torch.dtype], Tolerance] = field(default_factory=dict)
 

@@ -171,7 +171,7 @@ def compare(
     oracle: Tensor,
     *,
     tolerance: Tolerance | None = None,
-    rounding: torch.dtype | None = None,
+    rounding: torch.dtype | float | None = None,
     absolute: float | None = None,
 ) -> ErrorReport:
     """Judge one tensor by the error rule.
@@ -182,7 +182,8 @@ def compare(
         baseline: the reference's in the same dtype.
         oracle: the reference's in float64, on the same rounded inputs.
         tolerance: factor and floor; 2 and 8 by default.
-        rounding: dtype of the narrowest intermediate result, by default that of `kernel`.
+        rounding: dtype of the narrowest operand or intermediate result, or its eps; by default the
+            dtype of `kernel`.
         absolute: limit of the relative L2 error whatever the baseline; ``None`` for
             ill-conditioned inputs.
     """
@@ -191,7 +192,7 @@ def compare(
     nothing = Errors(0.0, 0.0, 0.0, 0.0)
     if not oracle.is_floating_point():
         return ErrorReport(name, nothing, nothing, tolerance.factor, 1.0, None, mismatch)
-    eps = torch.finfo(rounding or kernel.dtype).eps
+    eps = rounding if isinstance(rounding, float) else torch.finfo(rounding or kernel.dtype).eps
     floor = FLOAT64_FLOOR if kernel.dtype == torch.float64 else tolerance.floor
     comparable = kernel.shape == oracle.shape
     return ErrorReport(

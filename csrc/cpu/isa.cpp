@@ -120,12 +120,12 @@ Isa vector_isa(Isa isa) {
   }
 }
 
-bool matrix_pays(Isa isa, Element element, int float_terms) {
-  if (element == Element::kDouble) return false;
-  // vdpbf16ps does twice the multiply-adds of an fma at most: two terms, three products, lose.
-  const bool one_term = element == Element::kBf16 || (element == Element::kFloat && float_terms == 1);
-  if (isa == Isa::kAvx512Bf16) return one_term;
-  return isa == Isa::kAmx || isa == Isa::kEmulated;
+int matrix_products(Isa isa, Element element, int float_terms) {
+  if (element == Element::kDouble) return 0;
+  const int products = term_products(terms_of(element, float_terms));
+  // vdpbf16ps does twice the multiply-adds of an fma at most: more than one product loses.
+  if (isa == Isa::kAvx512Bf16) return products == 1 ? 1 : 0;
+  return isa == Isa::kAmx || isa == Isa::kEmulated ? products : 0;
 }
 
 }  // namespace sslfast

@@ -52,7 +52,7 @@ inline Source source_of(const Tensor& t, const char* name) {
 template <class Table, class P>
 void run_kernel(int64_t isa, Element element, int float_terms, const Table* by_matrix,
                 const Table& by_vector, bool (*Table::*kernel)(const P&), const P& problem) {
-  const bool pays = by_matrix && matrix_pays(resolve_isa(int(isa)), element, float_terms);
+  const bool pays = by_matrix && matrix_products(resolve_isa(int(isa)), element, float_terms) > 0;
   if (pays && (by_matrix->*kernel)(problem)) return;
   (by_vector.*kernel)(problem);
 }

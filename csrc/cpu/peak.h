@@ -14,7 +14,14 @@ struct PeakKernels {
   void (*exp_double)(const double* x, double* out, int64_t n);
 };
 
+struct MatrixPeakKernels {
+  // `rounds` rounds of products of bfloat16 blocks in the innermost cache; returns as `fma_float`.
+  double (*multiply)(int64_t rounds, double* checksum);
+};
+
 // Those of one instruction set; throws where this processor cannot run it.
 const PeakKernels& find_peak_kernels(int isa);
+// The same; null where the set has no matrix instructions.
+const MatrixPeakKernels* find_matrix_peak_kernels(int isa);
 
 }  // namespace sslfast

@@ -10,6 +10,10 @@ from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Bfloat16 terms of a float32 operand, by what torch calls the precision of its products:
+# `torch.set_float32_matmul_precision`, and mkldnn's fp32_precision.
+TERMS = {"highest": 3, "high": 2, "medium": 1}
+_SETTINGS = {"tf32": "high", "bf16": "medium"}
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}  # half precision
 # torch splits a sum to one number among threads from 32768 elements on.
 _CHUNK = 4096
@@ -54,8 +58,8 @@ def float_terms() -> int:
     fp32_precision``, which `torch.set_float32_matmul_precision` sets too ("high" to 2 terms,
     "medium" to 1). Without matrix instructions float32 products are of float32, whatever it says.
     """
-    precision: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    return {"bf16": 1, "tf32": 2}.get(precision, 3)
+    setting: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return TERMS[_SETTINGS.get(setting, "highest")]
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from sslfast.bench.ledger import Row
 from sslfast.bench.place import Place
 from sslfast.bench.runner import Options, measure
 from sslfast.bench.suite import Case, Workload, workloads
+from sslfast.bench.work import Work
 from sslfast.testing import cast, evaluate
 
 SIZES = {"N": 11, "D": 5, "K": 9, "C": 3, "V": 2}
@@ -215,7 +216,8 @@ def request(case: Case, contestants: list[str]) -> dict[str, object]:
 
 
 def test_one_case_in_processes_of_its_own(tmp_path: Path) -> None:
-    options = Options("now", 1, 2, (default_backend(),), peers=False, memory=True)
+    place = Place("cpu", "fp32-high")
+    options = Options("now", 1, 2, (default_backend(),), peers=False, memory=True, place=place)
     rows = measure(tiny_case(), options)
     assert [(row.contestant, row.what) for row in rows] == [
         (name, what) for name in (OWN, EAGER) for what in ("forward", "forward+backward")
@@ -232,9 +234,14 @@ def test_one_case_in_processes_of_its_own(tmp_path: Path) -> None:
     assert rows[3].times_faster == 1.0
     assert rows[0].repeatable == "yes"
     assert rows[0].gflops is not None
+    assert {row.isa for row in rows} == {machine.isa_of(OWN), machine.best_isa()}
+    assert {row.dtype for row in rows} == {"float32 high"}
     ledger.append(tmp_path / "results" / "contrastive.csv", rows)
     kept = ledger.read(tmp_path / "results" / "contrastive.csv")
     assert len(kept) == 4
+    assert ledger.finished(tmp_path / "results" / "contrastive.csv", "now") == {
+        (tiny_case().name, "float32 high")
+    }
     assert tuple(kept[0]) == ledger.COLUMNS
 
 
@@ -302,12 +309,12 @@ def test_contestants_take_turns() -> None:
 def test_limits_say_why_a_peak_is_absent() -> None:
     limits = machine.Limits({}, machine.copy_bandwidth(elements=1 << 16), "no library")
     assert limits.bandwidth > 0
-    assert limits.peak("avx2") is None
-    assert limits.seconds(10, 10, "avx2") is None
+    assert limits.peak("avx2", products=True) is None
+    assert limits.seconds(Work(10, 0, 10), "avx2") is None
     known = machine.Limits({"baseline": 10.0, "avx2": 20.0}, bandwidth=4.0)
-    assert known.seconds(40, 4, "baseline") == 4.0
-    assert known.seconds(40, 4, "") == 2.0
-    assert known.seconds(1, 40, "avx2") == 10.0
+    assert known.seconds(Work(30, 10, 4), "baseline") == 4.0
+    assert known.seconds(Work(30, 10, 4), "") == 2.0
+    assert known.seconds(Work(1, 0, 40), "avx2") == 10.0
 
 
 @pytest.mark.parametrize(("name", "peer"), FORMULAS)

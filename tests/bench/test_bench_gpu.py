@@ -242,8 +242,9 @@ def test_plots_keep_to_one_dtype(tmp_path: Path) -> None:
     ("device", "precision", "message"),
     [
         ("tpu", "fp32", "device must be cpu or cuda, got 'tpu'"),
-        ("cuda", "int8", "dtype must be one of fp32, tf32, bf16, fp16, got 'int8'"),
-        ("cpu", "bf16", "dtype must be fp32 on the CPU, got 'bf16'"),
+        ("cuda", "int8", "dtype must be one of fp32, tf32, bf16, fp16 on cuda, got 'int8'"),
+        ("cuda", "fp32-high", "fp16 on cuda, got 'fp32-high'"),
+        ("cpu", "tf32", "one of fp32, fp32-high, fp32-medium, bf16, fp16 on cpu, got 'tf32'"),
     ],
 )
 def test_places_that_are_not(device: str, precision: str, message: str) -> None:
@@ -262,6 +263,7 @@ def test_precisions() -> None:
     with Place("cuda", "tf32").matmul_precision():
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
+    assert Place("cuda", "tf32").rounding == torch.finfo(torch.float16).eps
     put = PlayedGpu("cuda", "bf16").put(
         {"rows": torch.ones(2, 3), "scale": torch.tensor(1.1), "ids": torch.arange(2), "x": 3}
     )

@@ -138,7 +138,7 @@ def test_work_without_a_formula_has_no_limit() -> None:
         case = small_case(WORKLOADS[name], TALL)
         result = worker.time_case(case, request)
         assert result["failures"] == {}
-        result = {**result, "peaks": {"avx2": 1e9}}
+        result = {**result, "limits": {"flops": {"avx2": 1e9}, "bandwidth": 1e9}}
         options = Options("now", 1, 1, (), peers=False, memory=False)
         for contestant in (OWN, EAGER):
             for row in runner._rows(case, contestant, result, None, options):

@@ -81,9 +81,7 @@ def test_layout_and_repetition(
 def test_torch_sees_its_ops(scratch: Primitive, backend: str, generator: torch.Generator) -> None:
     with sslfast.backend(backend):
         for case in cases(scratch)[:2]:
-            test_registration.check_ops(
-                scratch, cast(case.sample.make(generator), torch.float32)
-            )
+            test_registration.check_ops(scratch, cast(case.sample.make(generator), torch.float32))
         if scratch is not CONTRAST:  # whose dtype is that of its images
             test_registration.test_fake_tensors_have_the_real_dtypes(
                 scratch.name, torch.float16, backend, generator
@@ -159,9 +157,7 @@ def test_a_wrong_one_is_found(
     with registered(spec), sslfast.backend("cpu:baseline"):
         case = cases(spec)[1]
         with pytest.raises(AssertionError, match=message):
-            test_numbers.test_values_and_gradients(
-                case, torch.float32, "cpu:baseline", generator
-            )
+            test_numbers.test_values_and_gradients(case, torch.float32, "cpu:baseline", generator)
 
 
 def test_half_a_gradient_is_refused() -> None:

@@ -127,6 +127,13 @@ def test_primitive_is_costed(primitive: Primitive) -> None:
 
 
 @primitives
+def test_matrix_instructions_serve_what_is_made_of_products(primitive: Primitive) -> None:
+    """The launchers of matrix kernels, and they alone, say how float32 multiplies."""
+    launcher = import_module(f"sslfast.cpu.{primitive.name}")
+    assert hasattr(launcher, "float_terms") == primitive.products
+
+
+@primitives
 def test_primitive_is_implemented(primitive: Primitive) -> None:
     assert {"reference", "cpu"} <= set(primitive.implementations) <= set(_backends.BACKENDS)
     for implementation in primitive.implementations.values():

@@ -136,8 +136,7 @@ class BackwardPass {
     if (p_.dq)
       to_queries = {p_.workspace, p_.pool, keys, tiling_.strip_keys(), terms, p_.dq, p_.rows};
     ColumnProduct<T> to_keys;
-    if (transposed)
-      to_keys = {p_.workspace, p_.pool, queries, p_.rows, terms, transposed, p_.keys};
+    if (transposed) to_keys = {p_.workspace, p_.pool, queries, p_.rows, terms, transposed, p_.keys};
     const ScratchPool<T> scratch(p_, tiling_.all(), Tile::kWeights,
                                  {bool(to_queries), bool(to_keys)}, terms.weights);
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {

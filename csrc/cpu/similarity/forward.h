@@ -193,7 +193,8 @@ class ForwardPass {
   }
 
  private:
-  // prepare(operands of the strip, first key of the strip), then tile(worker, operands, first, I, J)
+  // prepare(operands of the strip, first key of the strip), then tile(worker, operands, first, I,
+  // J)
   template <class P, class F>
   void visit(const P& prepare, const F& tile) {
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
@@ -226,8 +227,9 @@ class ForwardPass {
     // Unnormalised means of the keys, += E k_J: each row block is in one hand.
     RowProduct<T> means;
     if (p_.mean_keys.rows)
-      means = {p_.workspace, p_.pool, {p_.k, p_.features, nullptr}, tiling_.strip_keys(),
-               terms,        p_.mean_keys.rows, p_.rows};
+      means = {
+          p_.workspace,      p_.pool, {p_.k, p_.features, nullptr}, tiling_.strip_keys(), terms,
+          p_.mean_keys.rows, p_.rows};
     const ScratchPool<T> scratch(p_, all, means ? Tile::kWeights : Tile::kNone, {true, false},
                                  terms.weights);
     const auto prepare = [&](const Operands<T>& o, int64_t first) {

@@ -31,11 +31,6 @@ To* padded(const Workspace& w, const From* from, int64_t count, int64_t size, To
   return p;
 }
 
-// bfloat16 terms that hold a number of the caller's, where products are of bfloat16 alone.
-inline int terms_of(Element element, int float_terms) {
-  return element == Element::kBf16 ? 1 : element == Element::kHalf ? 2 : float_terms;
-}
-
 #if defined(SSLFAST_MATRIX)
 // Whether the products of a problem can be taken of its rows' terms.
 inline bool terms_hold(const SimilarityProblem<float>& p) {

@@ -14,4 +14,13 @@ struct Source {
   explicit operator bool() const { return data != nullptr; }
 };
 
+// bfloat16 terms that hold a number, where products are of bfloat16 alone; a float32 counts as so
+// many as its caller asks for.
+constexpr int terms_of(Element element, int float_terms) {
+  return element == Element::kBf16 ? 1 : element == Element::kHalf ? 2 : float_terms;
+}
+// Products of terms that stand for one product of two numbers of so many terms (matrix/unit.h,
+// `Pairs`): all, but of three terms the six largest.
+constexpr int term_products(int terms) { return terms == 3 ? 6 : terms * terms; }
+
 }  // namespace sslfast

@@ -1,5 +1,6 @@
 // Products by matrix instructions, in the place of `vector_products.h`: the same names, operands
-// packed as bfloat16 terms, sums in float32. It serves float alone; double has no such instructions.
+// packed as bfloat16 terms, sums in float32. It serves float alone; double has no such
+// instructions.
 #pragma once
 
 #include "sslfast/matrix/unit.h"
@@ -38,7 +39,8 @@ struct TileNumbers {
   Vec<float> vector(int n) const { return load(numbers + n * 16); }
 };
 
-// `depth` is what is left from k on. Rows of a matrix may have weights, where its columns are meant.
+// `depth` is what is left from k on. Rows of a matrix may have weights, where its columns are
+// meant.
 template <class S>
 void read_tile(const S* data, const Operand<float>& x, const float* weights, int64_t r, int64_t k,
                int64_t depth, TileNumbers& to) {
@@ -47,7 +49,8 @@ void read_tile(const S* data, const Operand<float>& x, const float* weights, int
     float* vector = to.numbers + n * 16;
     const int64_t row = x.transposed ? 0 : n / 2, deep = x.transposed ? n : n % 2 * 16;
     const int64_t column = x.transposed ? r : k + deep;  // of the matrix
-    const int64_t count = x.transposed ? (deep < depth ? rows : 0) : (row < rows ? depth - deep : 0);
+    const int64_t count =
+        x.transposed ? (deep < depth ? rows : 0) : (row < rows ? depth - deep : 0);
     const S* from = data + x.index(r + row, k + deep);
     if (count >= 16) {
       Vec<float> v = load_wide(from);
@@ -150,7 +153,8 @@ template <class T>
 void pack_columns(const Pool& pool, const WeightedRows<T>& x, int64_t first, int64_t count,
                   const Packed<T>& to) {
   constexpr int64_t kSteps = 16;  // a task's
-  const Operand<T> columns = columns_of<T>(x.source, x.features, x.features, {}, first * x.features);
+  const Operand<T> columns =
+      columns_of<T>(x.source, x.features, x.features, {}, first * x.features);
   const T* weights = x.weight ? x.weight + first : nullptr;
   const int64_t steps = Packed<T>::panels(count), chunks = (steps + kSteps - 1) / kSteps;
   for_each(pool, Packed<T>::panels(x.features) * chunks, [&](int, int64_t task) {
@@ -353,9 +357,8 @@ class RowProduct {
  private:
   // Those of a block: in `out` itself, where it has whole blocks alone.
   BlockAt sums(int64_t I, int64_t d) const {
-    return in_place_
-               ? BlockAt::in_matrix(out_ + (I * x_.features + d) * kBlock, x_.features)
-               : BlockAt::packed(sums_.block(I, d));
+    return in_place_ ? BlockAt::in_matrix(out_ + (I * x_.features + d) * kBlock, x_.features)
+                     : BlockAt::packed(sums_.block(I, d));
   }
 
   WeightedRows<T> x_{};
@@ -403,9 +406,8 @@ class ColumnProduct {
           transpose_square<float>([&](int r) { return load(block + tile * 256 + r * 16); },
                                   turned + (tile % 2 * 2 + tile / 2) * 256, 16);
         for (int64_t r = J * kBlock; r < count_ && r < (J + 1) * kBlock; r += kTileRows)
-          write_tile<true>(register_tile(turned, r % kBlock),
-                           out_ + r * x_.features + d * kBlock, x_.features, count_ - r,
-                           x_.features - d * kBlock);
+          write_tile<true>(register_tile(turned, r % kBlock), out_ + r * x_.features + d * kBlock,
+                           x_.features, count_ - r, x_.features - d * kBlock);
       }
     });
   }

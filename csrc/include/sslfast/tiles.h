@@ -124,7 +124,8 @@ Operand<T> columns_of(const Source& x, int64_t count, int64_t stride, Columns<T>
 template <class T>
 constexpr Element kElement = sizeof(T) == 8 ? Element::kDouble : Element::kFloat;
 
-// Which operand of a product a packed matrix is, and which products a tile of weights takes part in.
+// Which operand of a product a packed matrix is, and which products a tile of weights takes part
+// in.
 enum class Side { kLeft, kRight };
 struct Sides {
   bool rows, columns;  // W x, W^T x

@@ -39,9 +39,8 @@ void pack_panel_of(const S* data, const Operand<T>& x, int64_t r, int64_t k, int
     SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v) {
       const S* from = data + x.index(r + v * L, k + d);
-      transpose_square(
-          [&](int row) { return treated(load_wide(from + row * x.row_stride)); },
-          panel + d * P + v * L, P);
+      transpose_square([&](int row) { return treated(load_wide(from + row * x.row_stride)); },
+                       panel + d * P + v * L, P);
     }
   }
   for (; d < depth; ++d) {
@@ -59,11 +58,13 @@ class Packed {
   static constexpr bool kSidesDiffer = false;  // a left operand serves as the right one too
 
   // Numbers of T that `rows` take.
-  static int64_t size(int64_t rows, int64_t depth, int) { return round_up(rows, kPanel<T>) * depth; }
+  static int64_t size(int64_t rows, int64_t depth, int) {
+    return round_up(rows, kPanel<T>) * depth;
+  }
   // Whether a product is taken again sooner than its exponentials are read.
   static bool repeats_sooner(int) { return false; }
-  // Depth that is packed at a time where a product is deep: so that the output, whose rows may share
-  // a few sets of the cache, is seldom touched.
+  // Depth that is packed at a time where a product is deep: so that the output, whose rows may
+  // share a few sets of the cache, is seldom touched.
   static int64_t chunk(int) { return kPackedDepth; }
   static int64_t panels(int64_t rows) { return (rows + kPanel<T> - 1) / kPanel<T>; }
 

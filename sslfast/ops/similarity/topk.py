@@ -219,6 +219,7 @@ SPEC = register_primitive(
         bytes=cost.bytes_moved,
         peak_bytes=cost.peak_bytes,
         properties=cases.PROPERTIES,
+        products=True,
         memory=cases.MEMORY,
     )
 )

@@ -86,6 +86,67 @@ def test_arithmetic_peak_is_measured_and_checked(native):
         native.fma_peak("baseline", "float32", 0.01, 0)
 
 
+@pytest.mark.parametrize("isa", MATRIX_ISAS)
+def test_the_peak_of_matrix_instructions_is_measured(native, isa):
+    _require(native, isa)
+    assert native.matrix_peak(isa, 1e-3, 1) > 1e7
+    assert native.matrix_peak(isa, 1e-3, 2) > 1e7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sse9",), "isa = 'sse9'; expected one of"),
+        (("baseline",), "isa = 'baseline' has no matrix instructions"),
+        (("emulated", 0.0), "seconds must lie in .0, 60., got 0.0"),
+        (("emulated", math.nan), "seconds must lie in .0, 60., got nan"),
+        (("emulated", 1e-3, 0), "threads must lie in .1, 4096., got 0"),
+    ],
+)
+def test_the_peak_of_matrix_instructions_names_what_is_wrong(native, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        native.matrix_peak(*arguments)
+
+
+def test_a_set_that_cannot_run_has_no_peak(native):
+    missing = {isa.name: isa.missing for isa in _library.isas().values() if isa.missing}
+    for name, reason in missing.items():
+        with pytest.raises(RuntimeError, match=reason):
+            native.fma_peak(name)
+        with pytest.raises(RuntimeError, match=reason):
+            native.matrix_peak(name)
+    if not missing:
+        pytest.skip("this processor has every instruction set of this build")
+
+
+# Of bfloat16, float16, and float32 of one, two and three terms.
+TAKEN = {
+    "avx512_bf16": (1, 0, 1, 0, 0),
+    "amx": (1, 4, 1, 4, 6),
+    "emulated": (1, 4, 1, 4, 6),
+    "avx512": (0, 0, 0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("isa", TAKEN)
+def test_products_that_matrix_instructions_take(native, isa):
+    if isa not in _library.compiled_isas():
+        pytest.skip(f"this build has no {isa}")
+    asked = [("bfloat16", 3), ("float16", 3), *(("float32", terms) for terms in (1, 2, 3))]
+    assert tuple(native.matrix_products(isa, *each) for each in asked) == TAKEN[isa]
+    assert native.matrix_products(isa, "float64") == 0
+    assert _library.matrix_products(isa, torch.float32) == TAKEN[isa][-1]
+
+
+def test_products_of_what_is_not(native):
+    with pytest.raises(ValueError, match="isa = 'sse9'"):
+        native.matrix_products("sse9", "float32")
+    with pytest.raises(ValueError, match="dtype = 'int8'; expected bfloat16, float16"):
+        native.matrix_products("emulated", "int8")
+    with pytest.raises(ValueError, match="float_terms must be 1, 2 or 3, got 4"):
+        native.matrix_products("emulated", "float32", 4)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_normalized_number_has_no_gradient(native, isa, dtype):

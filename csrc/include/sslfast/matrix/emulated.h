@@ -29,8 +29,8 @@ inline void emulated_zero(int tile) { emulated_tile(tile) = {}; }
 inline void emulated_load(int tile, const void* from, int64_t stride) {
   EmulatedTile& t = emulated_tile(tile);
   for (int row = 0; row < 16; ++row)
-    t.rows[row] = *reinterpret_cast<const UnalignedWords*>(static_cast<const char*>(from) +
-                                                           row * stride);
+    t.rows[row] =
+        *reinterpret_cast<const UnalignedWords*>(static_cast<const char*>(from) + row * stride);
 }
 inline void emulated_store(int tile, void* to, int64_t stride) {
   const EmulatedTile& t = emulated_tile(tile);

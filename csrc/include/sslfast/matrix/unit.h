@@ -15,10 +15,10 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-constexpr int64_t kBlock = 32;                       // rows, columns and depth of a step
-constexpr int64_t kTileElements = 16 * 32;           // bfloat16
-constexpr int64_t kStepElements = 2 * kTileElements; // bfloat16
-constexpr int64_t kBlockNumbers = kBlock * kBlock;   // float32
+constexpr int64_t kBlock = 32;                        // rows, columns and depth of a step
+constexpr int64_t kTileElements = 16 * 32;            // bfloat16
+constexpr int64_t kStepElements = 2 * kTileElements;  // bfloat16
+constexpr int64_t kBlockNumbers = kBlock * kBlock;    // float32
 
 // A panel of an operand: steps follow each other, each with all its terms.
 struct Factor {
@@ -139,7 +139,8 @@ class MatrixUnit {
     constexpr int kCount = sizeof(P::kAll) / sizeof(Pair);
     SSLFAST_UNROLL
     for (int n = 0; n < kCount; ++n) {
-      const uint16_t *of_x = a + P::kAll[n].a * kStepElements, *of_y = b + P::kAll[n].b * kStepElements;
+      const uint16_t *of_x = a + P::kAll[n].a * kStepElements,
+                     *of_y = b + P::kAll[n].b * kStepElements;
       const bool same_x = n > 0 && P::kAll[n].a == P::kAll[n - 1].a;
       const bool same_y = n > 0 && P::kAll[n].b == P::kAll[n - 1].b;
       if (!same_y) {
