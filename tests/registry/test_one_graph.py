@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import density
 import pytest
 import torch
 from distributed_cases import split_names
@@ -32,6 +33,7 @@ def batch(arguments: dict[str, Any], num_rows: int) -> dict[str, Any]:
     return {n: map_tensors(resized, v) if n in rows else v for n, v in arguments.items()}
 
 
+@pytest.mark.thin(rule=density.one_graph)
 @every_subject
 def test_one_graph_for_every_batch_size(subject: Subject) -> None:
     if subject.name in SEVERAL:

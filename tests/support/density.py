@@ -25,6 +25,7 @@ import pytest
 import torch
 
 from sslfast import _backends, _library
+from sslfast._registry import Primitive
 
 SWITCH = "SSLFAST_TESTS"
 DENSITIES = ("thin", "full")
@@ -44,6 +45,7 @@ CHIP = "sm_90a"  # of the architectures that CUDA C++ is compiled for
 
 
 EMULATED = "emulated"  # matrix instructions in plain loops
+GRAPHED = ("NTXentLoss", "SmoothAPLoss", "BarlowTwinsLoss")
 MATRIX = tuple(f"cpu:{name}" for name in ("avx512_bf16", "amx", EMULATED))
 
 
@@ -153,6 +155,12 @@ def layouts(at: Point) -> bool:
 def first_ragged(at: Point) -> bool:
     """One sample of a subject."""
     return at.first_ragged
+
+
+def one_graph(at: Point) -> bool:
+    """Primitives, of which losses are made, and a loss of each family."""
+    subject = at.params["subject"]
+    return isinstance(subject, Primitive) or subject.name in GRAPHED
 
 
 def nowhere(at: Point) -> bool:
