@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sslfast import _backends
-from sslfast._core.checks import FLOATS
+from sslfast._core.numerics import FLOATS
 from sslfast._core.tree import tensors
 from sslfast._registry import (
     PRIMITIVES,
