@@ -15,7 +15,7 @@ def similarity(kind: str, file: str, where: str, old: str, new: str) -> Fault:
 
 
 def rows(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    return Fault(kind, file, where, old, new, f"{NUMBERS} {primitive}")
+    return Fault(kind, file, where, old, new, f"{NUMBERS} '{primitive}'")
 
 
 FAULTS = (

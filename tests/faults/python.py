@@ -11,7 +11,7 @@ RANKS = "test_distributed.py test_distributed_redundancy.py test_distributed_sta
 
 
 def op(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    return Fault(kind, f"sslfast/{file}", where, old, new, f"{NUMBERS} {primitive}")
+    return Fault(kind, f"sslfast/{file}", where, old, new, f"{NUMBERS} '{primitive}'")
 
 
 def loss(name: str, own: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:

@@ -155,6 +155,11 @@ def first_ragged(at: Point) -> bool:
     return at.first_ragged
 
 
+def emulated(at: Point) -> bool:
+    """CUDA C++ played on the CPU: every sample in float32, which has kernels of its own."""
+    return at.dtype == torch.float32 or at.first_ragged
+
+
 def nowhere(at: Point) -> bool:
     """What another test of the thin suite shows for a part."""
     return False
