@@ -17,7 +17,7 @@ WHEELS ?=
 TRITON := 3.6.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-triton lint format bench gpu-check clean
+.PHONY: help install run test test-full test-triton lint format bench gpu-check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -46,19 +46,24 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP) $(EMULATION)
 
-# A process a processor, a file at a time: what a module prepares, it prepares once.
-PARALLEL = -n logical --dist loadfile
+# A process a processor; whichever has nothing left takes over half of what another has.
+PARALLEL = -n logical --dist worksteal
 
 test: lint  ## all that CI runs; ARGS go to the first pytest
 	SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 	$(INTERPRETED)
 
-# The Triton kernels on CPU tensors, in a process of its own: every primitive and loss, dtype and
-# sample; values, gradients, memory layout, repetition, schemas, shapes that hypothesis draws. Not
-# what is marked `uninterpreted` (finite differences, large samples but for the values of the
-# primitives, what torch.compile makes of it), and not memory, which would be the interpreter's.
+# For releases: every point of every grid and every chip, which tests/support/density.py thins out for CI.
+test-full: export SSLFAST_TESTS = full
+test-full: test  ## the same for every sample, dtype, instruction set and chip
+
+# The Triton kernels on CPU tensors, in processes of their own: values, gradients, memory layout,
+# schemas, shapes that hypothesis draws, of every primitive at every sample and of every loss at
+# one. Not what is marked `uninterpreted` (finite differences, large samples but for the values of
+# the primitives, what torch.compile makes of it), and not memory, which would be the interpreter's.
+ENUMERATED = $(patsubst %,tests/registry/test_%.py,numbers layout gradients registration properties losses)
 INTERPRETED = TRITON_INTERPRET=1 SSLFAST_REQUIRE_NATIVE=1 $(BIN)/python -m pytest $(PARALLEL) -k triton \
-	-m 'not uninterpreted' $(wildcard tests/test_ops_*.py tests/test_triton_*.py) tests/test_losses.py
+	-m 'not uninterpreted' tests/ops tests/backends/triton $(ENUMERATED)
 
 test-triton: install  ## the Triton kernels in Triton's interpreter, a part of test
 	$(INTERPRETED)

@@ -136,6 +136,7 @@ setup(
     packages=[
         *find_packages(include=["sslfast", "sslfast.*"]),
         "sslfast.bench",
+        "sslfast.bench.formulas",
         "sslfast.csrc.cuda",
         "sslfast.csrc.include.sslfast",
     ],

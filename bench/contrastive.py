@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from sslfast._registry import PRIMITIVES
-from sslfast.bench import formulas, peers
+from sslfast.bench import peers
+from sslfast.bench.formulas import contrastive as formulas
 from sslfast.bench.suite import Inputs, Shape, Workload
 
 FAMILY = "contrastive"

@@ -227,7 +227,7 @@ def steps(part: str, check: Check, stamps: Stamps | None) -> list[Step]:
     if part == "bench":
         return _bench(check, stamps)
     # Only the files that have such tests: others may need packages that are not there.
-    files = [p for p in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in p.read_text()]
+    files = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
     pytest = (python, "-m", "pytest", *sorted(map(str, files)), "-m", "gpu", "-q", "--tb=short")
     pytest += ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider")
     family = {"SSLFAST_FAMILY": check.family, "SSLFAST_REQUIRE_GPU": "1"}

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from sslfast import _library
+from sslfast._core.numerics import float_terms
 from sslfast.bench.work import Work
-from sslfast.cpu._precision import float_terms
 
 PROBES, PROBE_SECONDS = 20, 0.02
 COPY_ELEMENTS = 1 << 26  # 256 MiB of float32, beyond any cache

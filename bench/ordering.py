@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sslfast
-from sslfast.bench import formulas_ordering as formulas
+from sslfast._core.sorting.network import layers_of
 from sslfast.bench import peers
 from sslfast.bench.contestants import COMPILE
+from sslfast.bench.formulas import ordering as formulas
 from sslfast.bench.suite import Inputs, Shape, Workload
-from sslfast.ops._sorting_networks import layers_of
 
 FAMILY = "ordering"
 DIFFSORT, SWEEPS, CHUNKS = "diffsort", "sweeps in torch", "matmul + topk in chunks"

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslfast._registry import PRIMITIVES
-from sslfast.bench import formulas_redundancy as formulas
 from sslfast.bench import peers
 from sslfast.bench.contestants import COMPILE
+from sslfast.bench.formulas import redundancy as formulas
 from sslfast.bench.suite import Inputs, Shape, Workload
 from sslfast.evaluation import rankme
 

@@ -5,10 +5,11 @@ with two functions:
 
     missing() -> str | None
         why nothing can be compiled here, ``None`` where it can;
-    rows(primitives, archs, jobs) -> list[Row]
+    rows(primitives, archs, jobs, brief) -> list[Row]
         a `Row` for every kernel that a backend starts for the "typical" samples of these
         primitives (`sslfast._registry.Primitive`), on every arch that it knows of these names
-        (keys of `sslfast.triton._launch.TARGETS`), with at most `jobs` processes at once.
+        (keys of `sslfast.triton._launch.TARGETS`), with at most `jobs` processes at once. If
+        `brief`, the rows of what comes first alone, each as it stands among the others.
 
 The modules enumerate the registry. `Row.key` must be unique; rows may come in any order. A row's
 ``compiler`` names whatever decides its numbers, and its version: with another one the table is
@@ -169,11 +170,18 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of these primitives, archs and backends; of all where none is named."""
+    """The rows of these primitives, archs and backends; of all where none is named.
+
+    `brief`: of each only what comes first, as a source understands it.
+    """
 
     primitives: tuple[str, ...] = ()
     archs: tuple[str, ...] = ()
     backends: tuple[str, ...] = ()
+    brief: bool = False
+
+    def __str__(self) -> str:
+        return "-".join((*self.backends, *self.primitives, *self.archs))
 
     def covers(self, row: Row) -> bool:
         return (
@@ -195,7 +203,7 @@ def compiled(part: Part, jobs: int) -> list[Row]:
         reason = source.missing()
         if reason is not None:
             raise ValueError(f"{backend} cannot compile: {reason}")
-        rows += source.rows(primitives, part.archs or tuple(TARGETS), jobs)
+        rows += source.rows(primitives, part.archs or tuple(TARGETS), jobs, part.brief)
     twice = [key for key, count in Counter(row.key for row in rows).items() if count > 1]
     assert not twice, f"more than one row is {twice[0]}"
     return ordered(rows)

@@ -20,6 +20,7 @@ from shutil import which
 from sslfast import _nvrtc
 from sslfast._registry import Primitive
 from sslfast.bench.resources import Row
+from sslfast.cuda import specialisations
 from sslfast.triton._launch import TARGETS
 
 WARP = 32
@@ -45,17 +46,23 @@ def missing() -> str | None:
     return _nvrtc.missing_compiler() or (None if _cuobjdump() else NO_CUOBJDUMP)
 
 
-def rows(primitives: Sequence[Primitive], archs: Sequence[str], jobs: int) -> list[Row]:
-    """See `sslfast.bench.resources`."""
+def rows(
+    primitives: Sequence[Primitive], archs: Sequence[str], jobs: int, brief: bool = False
+) -> list[Row]:
+    """See `sslfast.bench.resources`; brief: the first and the last set of macros of a source."""
     wanted = [
         (each.name, arch, defines)
         for each in primitives
         for arch in archs
         if not TARGETS[arch].is_amd
-        for defines in _nvrtc.specialisations(each.name)
+        for defines in _first_and_last(specialisations(each.name), brief)
     ]
     with ThreadPoolExecutor(jobs) as pool:
         return [row for rows in pool.map(_rows, *zip(*wanted, strict=True)) for row in rows]
+
+
+def _first_and_last(sets: Sequence[_nvrtc.Defines], brief: bool) -> Sequence[_nvrtc.Defines]:
+    return sorted({sets[0], sets[-1]}) if brief else sets
 
 
 def _rows(primitive: str, arch: str, defines: _nvrtc.Defines) -> list[Row]:

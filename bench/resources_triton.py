@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
@@ -25,9 +26,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslfast import _backends
+from sslfast._core.devices import INTERPRETED
 from sslfast._registry import PRIMITIVES, Primitive
 from sslfast.bench.resources import Row
-from sslfast.testing import cast, evaluate
+from sslfast.testing import cast, evaluate, threads
 from sslfast.triton._launch import TARGETS, Launch, recording
 
 DTYPES = (
@@ -36,6 +38,7 @@ DTYPES = (
     ("bf16", torch.bfloat16, "highest"),
     ("fp16", torch.float16, "highest"),
 )
+BRIEF = ("fp32", "bf16")  # of these
 # in PTX the operands' type follows that of the result; tcgen05 names a kind of operands
 MATRIX = (
     re.compile(r"\b(?P<name>mma\.sync)\S*?\.[mnk\d]+\.row\.col\.\w+\.(?P<type>\w+)"),
@@ -48,27 +51,31 @@ MATRIX = (
 def missing() -> str | None:
     if find_spec("triton") is None:
         return "triton is not installed (pip install 'sslfast[triton]')"
-    if _backends.INTERPRETED:
+    if INTERPRETED:
         return "TRITON_INTERPRET=1 leaves nothing to compile"
     return None
 
 
-def rows(primitives: Sequence[Primitive], archs: Sequence[str], jobs: int) -> list[Row]:
+def rows(
+    primitives: Sequence[Primitive], archs: Sequence[str], jobs: int, brief: bool = False
+) -> list[Row]:
+    """See `sslfast.bench.resources`; brief: the first typical sample in `BRIEF`."""
     names = [each.name for each in primitives]
     if not names:
         return []
+    if min(jobs, len(archs)) <= 1:
+        return [row for arch in archs for row in _rows_of_arch(names, arch, brief)]
     # processes of their own: the active driver is a setting of the whole process
-    with ProcessPoolExecutor(max(1, min(jobs, len(archs))), get_context("spawn")) as pool:
-        found = pool.map(_rows_of_arch, [names] * len(archs), archs)
+    with ProcessPoolExecutor(min(jobs, len(archs)), get_context("spawn")) as pool:
+        found = pool.map(partial(_rows_of_arch, names, brief=brief), archs)
         return [row for rows in found for row in rows]
 
 
-def _rows_of_arch(names: Sequence[str], arch: str) -> list[Row]:
-    torch.set_num_threads(1)
+def _rows_of_arch(names: Sequence[str], arch: str, brief: bool) -> list[Row]:
     found: dict[str, Row] = {}
-    with compiling_for(arch):
+    with compiling_for(arch), threads(1):
         for name in names:
-            for case, launch in launches(PRIMITIVES[name], arch):
+            for case, launch in launches(PRIMITIVES[name], arch, brief):
                 kernel = compile_launch(launch)
                 if kernel.hash not in found:
                     found[kernel.hash] = _row(name, arch, case, launch, kernel)
@@ -110,15 +117,16 @@ class NoDevice:
         return 0
 
 
-def launches(primitive: Primitive, arch: str) -> Iterator[tuple[str, Launch]]:
+def launches(primitive: Primitive, arch: str, brief: bool = False) -> Iterator[tuple[str, Launch]]:
     """Every launch for the typical samples in every dtype, forward and backward, with its case.
 
     With a gradient of every argument, of the first alone (a queue does not learn), and of none.
     """
     dtypes = primitive.implementations["triton"].dtypes
     typical = [sample for sample in primitive.samples if sample.size == "typical"]
-    for sample, (label, dtype, precision) in product(typical, DTYPES):
-        if dtype not in dtypes:
+    samples = typical[:1] if brief else typical
+    for sample, (label, dtype, precision) in product(samples, DTYPES):
+        if dtype not in dtypes or (brief and label not in BRIEF):
             continue
         arguments = cast(sample.make(torch.Generator().manual_seed(0)), dtype, "meta")
         every = [name for name in primitive.differentiable if name in arguments]

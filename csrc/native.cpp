@@ -16,7 +16,10 @@
 #include <vector>
 
 #include "cpu/peak.h"
+#include "cpu/similarity/keep.h"
+#include "sslfast/constants.h"
 #include "sslfast/isa.h"
+#include "sslfast/sorting/relaxation.h"
 
 namespace py = pybind11;
 
@@ -149,12 +152,43 @@ std::vector<double> exp_hook(const std::string& isa, const std::string& dtype,
   return {result.begin(), result.end()};
 }
 
+// Numbers that Python's formulas know too, by their names there.
+py::dict constants() {
+  py::dict found;
+  found["LARGEST_BLOCK"] = sslfast::kLargestBlock;
+  found["LARGEST_STRIP_ROWS"] = sslfast::kLeastStripBlocks * sslfast::kLargestBlock;
+  found["STRIP_BYTES"] = sslfast::kStripBytes;
+  found["PACKED_DEPTH"] = sslfast::kPackedDepth;
+  found["PANEL"] = sslfast::kMostPanel;
+  found["CACHE_HEADER"] = sslfast::kCacheHeader;
+  return found;
+}
+
+// The numbers of an enum's values, by their names in Python.
+using Values = std::map<std::string, int>;
+std::map<std::string, Values> enums() {
+  using sslfast::Keep, sslfast::Relaxation;
+  const Values keep{{"NOTHING", int(Keep::kNothing)},
+                    {"SUMS", int(Keep::kSums)},
+                    {"MEAN_KEYS", int(Keep::kMeanKeys)},
+                    {"EXPONENTIALS", int(Keep::kExponentials)}};
+  const Values relaxations{{"cauchy", int(Relaxation::kCauchy)},
+                           {"reciprocal", int(Relaxation::kReciprocal)},
+                           {"optimal", int(Relaxation::kOptimal)},
+                           {"logistic", int(Relaxation::kLogistic)},
+                           {"logistic_phi", int(Relaxation::kLogisticPhi)},
+                           {"gaussian", int(Relaxation::kGaussian)}};
+  return {{"Keep", keep}, {"RELAXATIONS", relaxations}};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Build and machine report, arithmetic limit and test hooks of sslfast's native code.";
   m.def("build_info", build_info, "Version, compiler, torch and instruction sets of this build.");
   m.def("isas", isas, "Instruction sets compiled, the best last: name, number, why missing.");
+  m.def("constants", constants, "Numbers that formulas in Python repeat, by their names there.");
+  m.def("enums", enums, "Numbers of the values of enums that both sides have.");
   m.def("num_threads", [] { return int(torch::stable::get_num_threads()); });
   m.def("distinct_threads", distinct_threads, py::call_guard<py::gil_scoped_release>());
   m.def("fma_peak", fma_peak, py::arg("isa"), py::arg("dtype") = "float32",

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from sslfast import _library, _nvrtc
+from sslfast._core import devices
 from sslfast._registry import PRIMITIVES, Implementation, Primitive
 
 LEAST_CAPABILITY = (8, 0)  # bfloat16 conversions; what the prebuilt kernels start from
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 ORDER: Mapping[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "reference"),
-    "cpu": ("cpu", "triton", "reference") if INTERPRETED else ("cpu", "reference"),
+    "cpu": ("cpu", "triton", "reference") if devices.INTERPRETED else ("cpu", "reference"),
 }
 
 
@@ -78,7 +78,7 @@ def _missing_cpu(variant: str) -> str | None:
 def _missing_triton(variant: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install 'sslfast[triton]')"
-    if not INTERPRETED and not torch.cuda.is_available():
+    if not devices.INTERPRETED and not torch.cuda.is_available():
         return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)"
     return None
 
@@ -130,6 +130,11 @@ BACKENDS: dict[str, Backend] = {
 _forced = os.environ.get("SSLFAST_BACKEND", "")
 
 
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a GPU's kernels serve this tensor, be it in the interpreter or while recording."""
+    return tensor.is_cuda or devices.INTERPRETED or devices.recording
+
+
 def forced() -> str:
     """Name of the backend that is forced now, empty if none is."""
     return _forced
@@ -142,9 +147,9 @@ def backend(name: str) -> Iterator[None]:
     Args:
         name: ``"cpu"`` (best instruction set), ``"cpu:amx"``, ``"cpu:avx512_bf16"``,
             ``"cpu:avx512"``, ``"cpu:avx2"``, ``"cpu:baseline"``, ``"cpu:emulated"`` (the matrix
-            kernels without matrix instructions, for tests), ``"cuda"`` (prebuilt where it can run, else compiled on first use),
-            ``"cuda:prebuilt"``, ``"cuda:nvrtc"``, ``"triton"`` or ``"reference"``. The setting
-            holds for the whole process, not for one thread.
+            kernels without matrix instructions, for tests), ``"cuda"`` (prebuilt where it can run,
+            else compiled on first use), ``"cuda:prebuilt"``, ``"cuda:nvrtc"``, ``"triton"`` or
+            ``"reference"``. The setting holds for the whole process, not for one thread.
 
     Raises:
         ValueError: no such backend.
@@ -251,7 +256,7 @@ def _reject(implementation: Implementation, base: str, tensors: list[Tensor]) ->
     if first.dtype not in implementation.dtypes:
         accepted = ", ".join(str(dtype) for dtype in implementation.dtypes)
         return f"{first.dtype} is not among {accepted}"
-    return implementation.reject(*tensors)
+    return None if implementation.reject is None else implementation.reject(*tensors)
 
 
 def _parse(name: str) -> tuple[str, str]:

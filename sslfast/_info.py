@@ -14,8 +14,8 @@ import torch
 
 import sslfast
 from sslfast import _backends, _library, _nvrtc
+from sslfast._core.numerics import TERMS
 from sslfast._registry import LOSSES, PRIMITIVES, Primitive
-from sslfast.cpu._precision import TERMS
 
 README_MARKERS = ("<!-- op table: sslfast info --markdown -->", "<!-- end of op table -->")
 

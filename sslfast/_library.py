@@ -2,8 +2,8 @@
 
 `libsslfast.so` registers the CPU kernels as ``torch.ops.sslfast_native.*``; the pybind11 module
 `sslfast._native` reports what was compiled and what this processor can run. `libsslfast_cuda.so`
-registers the CUDA kernels. It is a library of its own because it needs torch's CUDA library: the
-CPU kernels must load, and build, where that is absent. A build that could not compile leaves
+lists the CUDA kernels by name and starts them. It is a library of its own, and knows nothing of
+torch: the CPU kernels must build where nvcc is absent. A build that could not compile leaves
 ``native_status.json`` with its reasons.
 """
 
@@ -105,12 +105,10 @@ def cuda_missing_reason() -> str | None:
     reason = cuda_built()
     if reason is not None:
         return reason
-    path = str(_PACKAGE / CUDA_LIBRARY_NAME)
     try:
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except (OSError, RuntimeError) as error:
-        return f"{CUDA_LIBRARY_NAME} does not load under torch {torch.__version__}: {error}"
-    ask = _cuda_function("error", ctypes.c_char_p, ctypes.c_int)
+        ask = _cuda_function("error", ctypes.c_char_p, ctypes.c_int)
+    except (OSError, AttributeError) as error:
+        return f"{CUDA_LIBRARY_NAME} does not load: {error}"
     answer: bytes | None = ask(torch.cuda.current_device())
     if answer is None:
         return None

@@ -6,8 +6,7 @@ driver nor a CUDA toolkit. The cubin is kept in memory and under ``$XDG_CACHE_HO
 it and launches its kernels on torch's current stream; that part needs a driver.
 
 A source may leave something open, such as the length of its loops: macros say it, and each set of
-them makes a cubin of its own. The launcher of such a source names sets that stand for all in
-``SPECIALISATIONS``, which tests and ``sslfast resources`` compile.
+them makes a cubin of its own.
 """
 
 from __future__ import annotations
@@ -91,12 +90,6 @@ def architecture(major: int, minor: int) -> str:
     return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
 
 
-def specialisations(name: str) -> tuple[Defines, ...]:
-    """The macros that stand for all with which a source is compiled; none where it needs none."""
-    launcher = importlib.import_module(f"sslfast.cuda.{name}")
-    return getattr(launcher, "SPECIALISATIONS", ((),))
-
-
 def options(arch: str, defines: Defines = ()) -> tuple[str, ...]:
     """The compiler's options for an architecture such as ``"sm_90a"``, the folders last."""
     root = source_root()
@@ -110,7 +103,7 @@ def compile_source(name: str, arch: str, defines: Defines = ()) -> bytes:
     Args:
         name: one of `sources`.
         arch: as `architecture` gives it.
-        defines: macros, as in `specialisations`.
+        defines: macros, as in `sslfast.cuda.specialisations`.
 
     Raises:
         CompileError: with the compiler's log.
@@ -211,7 +204,7 @@ def launch(
         grid, block: blocks, and threads of a block, by dimension.
         arguments: tensors become pointers, ints ``long long``, floats ``double``.
         shared: bytes of shared memory of a block beyond what the kernel declares.
-        defines: macros that its source is compiled with, as in `specialisations`.
+        defines: macros that its source is compiled with, as in `sslfast.cuda.specialisations`.
     """
     cupy = importlib.import_module("cupy")
     numpy = importlib.import_module("numpy")

@@ -44,19 +44,19 @@ class Implementation:
         forward, backward: take the arguments of the forward and backward op (without
             ``backend``), and the options of the backend's variant as keywords.
         dtypes: what ``forward`` accepts as the dtype of its first tensor.
-        reject: reason why these tensors cannot run here, ``None`` if they can.
+        reject: reason why these tensors cannot run here, ``None`` if they can; without it all can.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     dtypes: tuple[torch.dtype, ...]
-    reject: Callable[..., str | None] = lambda *tensors: None
+    reject: Callable[..., str | None] | None = None
 
 
 def lazily(
     module: str,
     dtypes: tuple[torch.dtype, ...],
-    reject: Callable[..., str | None] = lambda *tensors: None,
+    reject: Callable[..., str | None] | None = None,
 ) -> Implementation:
     """The ``forward`` and ``backward`` of a module that its first call imports.
 

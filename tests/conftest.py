@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import density
 import pytest
 import torch
 from torch import Tensor
@@ -62,18 +63,34 @@ def or_skip() -> Iterator[None]:
         pytest.skip(str(error), allow_module_level=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a GPU the tests marked ``gpu`` are skipped; SSLFAST_REQUIRE_GPU=1 runs them.
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fresh tensors are NaN (the largest integer for integers) until they are written."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan().all()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The thin suite leaves out what `density` says.
+
+    Without a GPU the tests marked ``gpu`` are skipped; SSLFAST_REQUIRE_GPU=1 runs them.
 
     Typical samples are large: the interpreter of Triton computes their values alone.
     """
+    density.thin_out(config, items)
     for item in items:
         missing = _without_kernels(item)
         if missing:
             item.add_marker(pytest.mark.skip(reason=missing))
         case = getattr(item, "callspec", None) and item.callspec.params.get("case")
         size = getattr(getattr(case, "sample", None), "size", "")
-        if size == "typical" and item.path.name != "test_ops_numbers.py":
+        if size == "typical" and item.path.name != "test_numbers.py":
             item.add_marker("uninterpreted")
     if torch.cuda.is_available() or os.environ.get("SSLFAST_REQUIRE_GPU") == "1":
         return

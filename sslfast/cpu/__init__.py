@@ -1,1 +1,1 @@
-"""Launchers of the native CPU kernels: operands widened and contiguous, then one native call."""
+"""Launchers of the native CPU kernels that do more than `sslfast._core.calls.native` does."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslfast._extras import require
+from sslfast._core.extras import require
 from sslfast.data.manifest import read_manifest, sha256, write_manifest
 from sslfast.data.recipes import DigitsRecipe
 

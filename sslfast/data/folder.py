@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sslfast._extras import require
+from sslfast._core.extras import require
 from sslfast.data.manifest import hash_file_list, read_manifest, sha256
 from sslfast.data.recipes import ViewRecipe
 

@@ -27,12 +27,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.correlation.frobenius import Route
+from sslfast._core.numerics import accumulator, tile_operands
 from sslfast.distributed.gather import check_equal_shapes, gather_without_gradient
 from sslfast.distributed.world import world_size
-from sslfast.ops._checks import accumulator
-from sslfast.ops._frobenius_arguments import Route, check_arguments
-from sslfast.ops._operands import tile_operands
-from sslfast.ops.cross_frobenius import cross_frobenius
+from sslfast.ops.correlation.checks import check_frobenius
+from sslfast.ops.correlation.frobenius import cross_frobenius
 
 BLOCK_BYTES = 32 << 20  # of C that the ranks add up at a time
 GATHERED_ROWS = 1024  # at least, that a rank multiplies by at a time
@@ -87,7 +87,7 @@ def cross_frobenius_of_ranks(
         TypeError, ValueError: as `sslfast.cross_frobenius`; or the ranks hold different shapes
             (ValueError; compared as in `all_gather_rows`).
     """
-    check_arguments(a, b, split_diagonal, route)
+    check_frobenius(a, b, split_diagonal, route)
     if world_size(group) == 1:
         if split_diagonal:
             return cross_frobenius(a, b, split_diagonal=True, route=route)

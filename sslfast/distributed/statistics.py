@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.checks import check_matrix
+from sslfast._core.numerics import accumulator
 from sslfast.distributed.gather import check_equal_shapes, gather_without_gradient
 from sslfast.distributed.world import world_size
-from sslfast.ops._checks import accumulator, check_matrix
 
 
 def column_moments_of_ranks(

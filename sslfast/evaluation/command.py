@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sslfast._extras import require
+from sslfast._core.extras import require
 from sslfast.data import read_images
 from sslfast.data.recipes import view_recipe_from_dict
 from sslfast.evaluation import embed, knn_accuracy, rankme

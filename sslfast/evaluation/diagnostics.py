@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sslfast.evaluation._gram import check_embeddings
 from sslfast.losses.contrastive import alignment_loss, uniformity_loss
-from sslfast.ops.cross_frobenius import cross_frobenius
+from sslfast.ops.correlation.frobenius import cross_frobenius
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_count, check_number
 from sslfast.ops import l2_normalize, similarity_topk
-from sslfast.ops._checks import check_count, check_number
 
 
 def _check(gallery: Tensor, gallery_labels: Tensor, queries: Tensor) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sslfast.ops.cross_frobenius import cross_frobenius
-from sslfast.ops.isotonic_rank import isotonic_rank
-from sslfast.ops.l2_normalize import l2_normalize
-from sslfast.ops.relaxed_sort import relaxed_sort
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
-from sslfast.ops.similarity_topk import similarity_topk
-from sslfast.ops.sorting_group_mass import sorting_group_mass
-from sslfast.ops.standardize import standardize
+from sslfast.ops.correlation.frobenius import cross_frobenius
+from sslfast.ops.rows.l2_normalize import l2_normalize
+from sslfast.ops.rows.standardize import standardize
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
+from sslfast.ops.similarity.topk import similarity_topk
+from sslfast.ops.sorting.group_mass import sorting_group_mass
+from sslfast.ops.sorting.isotonic import isotonic_rank
+from sslfast.ops.sorting.relaxed_sort import relaxed_sort
 
 __all__ = [
     "cross_frobenius",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sslfast._extras import require
+from sslfast._core.extras import require
 from sslfast.data import DigitsRecipe, ImageSet, build_pipeline, make_digits, read_images
 from sslfast.pretrain.config import (
     LOSSES,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import sslfast
-from sslfast._extras import require
+from sslfast._backends import explain
+from sslfast._core.extras import require
 from sslfast.data import ImageSet, TorchPipeline, build_pipeline
 from sslfast.evaluation import embed, knn_accuracy, rankme, train_supervised
 from sslfast.models import SmallConvNet
@@ -173,7 +173,7 @@ def _comparison(run: Run) -> dict[str, Any]:
 
 def _chosen_backend(rows: Tensor) -> str:
     """Name of the backend that ran ``similarity_logsumexp`` for these rows."""
-    return str(sslfast.explain("similarity_logsumexp", rows).runs)
+    return str(explain("similarity_logsumexp", rows).runs)
 
 
 def _machine() -> dict[str, Any]:

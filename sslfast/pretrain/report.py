@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from sslfast._extras import require
+from sslfast._core.extras import require
 
 RESULTS = "results.json"
 PLOT = "report.png"

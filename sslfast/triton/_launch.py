@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslfast._backends import INTERPRETED
+from sslfast._core import devices
 from sslfast.triton import _interpreter
 
 
@@ -62,11 +62,6 @@ TARGETS = {
 }
 
 _record: tuple[Target, list[Launch]] | None = None
-
-
-def on_gpu(tensor: Tensor) -> bool:
-    """Whether a GPU's kernels serve this tensor, be it in the interpreter or while recording."""
-    return tensor.is_cuda or INTERPRETED or _record is not None
 
 
 def target(tensor: Tensor) -> Target:
@@ -119,7 +114,9 @@ def recording(target: Target) -> Iterator[list[Launch]]:
     """Collect launches as they would be on `target`, instead of starting them."""
     global _record
     previous, _record = _record, (target, [])
+    devices.recording = True
     try:
         yield _record[1]
     finally:
         _record = previous
+        devices.recording = previous is not None

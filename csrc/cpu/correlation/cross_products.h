@@ -138,8 +138,8 @@ class Products {
   // Rows of a^T b -> out, the diagonal taken out where it is split off.
   double cross_sum(int64_t first, T* cache, T* diagonal) {
     T* out = cache ? cache : scratch_;
-    const Operand<T> a = columns_of<T>(a_.source, rows(first), p_.features,
-                                       a_.columns.from(first), first);
+    const Operand<T> a =
+        columns_of<T>(a_.source, rows(first), p_.features, a_.columns.from(first), first);
     const Operand<T> b = columns_of<T>(b_.source, p_.others, p_.others, b_.columns);
     const bool symmetric = !p_.b && strip_ == height_;
     return sum_tiles(a, symmetric ? nullptr : &b, p_.rows, out, [&](const Tile& tile) {
@@ -153,8 +153,8 @@ class Products {
     });
   }
 
-  // out = factor x y^T + weight o other, from column `first` of both on; rows of `other` are as wide
-  // as those of `out`. One of x and y is a product itself, and so are its terms.
+  // out = factor x y^T + weight o other, from column `first` of both on; rows of `other` are as
+  // wide as those of `out`. One of x and y is a product itself, and so are its terms.
   void gradient(const Operand<T>& x, int x_terms, const Operand<T>& y, int y_terms, int64_t depth,
                 T* out, const Operand<T>& other, int64_t first, bool add, bool last) const {
     const int64_t stride = other.row_stride;
@@ -212,8 +212,7 @@ class Products {
                p.da, other, first, false, true);
     }
     if (p.db) {
-      const Operand<T> x =
-          rows_of<T>(a_.source, p.rows, p.features, a_.columns.from(first), first);
+      const Operand<T> x = rows_of<T>(a_.source, p.rows, p.features, a_.columns.from(first), first);
       const Operand<T> other = rows_of<T>(a_.source, p.rows, p.others, a_.columns);
       gradient(x, terms_.rows, columns_of<T>(products, width_, width_), terms_.weights, rows(first),
                p.db, other, 0, first > 0, first + strip_ >= height_);

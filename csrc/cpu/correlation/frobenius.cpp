@@ -76,10 +76,9 @@ struct Arguments {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& args, int64_t cache_elements,
-                                           int64_t strip_elements,
-                                           bool (*FrobeniusKernels::*kernel)(
-                                               const FrobeniusForward<T>&)) {
+std::tuple<Tensor, Tensor, Tensor> forward(
+    const Arguments& args, int64_t cache_elements, int64_t strip_elements,
+    bool (*FrobeniusKernels::*kernel)(const FrobeniusForward<T>&)) {
   Tensor total = empty({}, kDtype<T>);
   Tensor diagonal = empty({args.split_diagonal ? args.a.size(1) : 0}, kDtype<T>);
   Tensor cache = empty({cache_elements}, kDtype<T>);
@@ -94,11 +93,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& args, int64_t cache_
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> backward(const Arguments& args, double dtotal, const Tensor& ddiagonal,
-                                    const Tensor& diagonal, const Tensor& cache, bool need_a,
-                                    bool need_b, int64_t strip_elements,
-                                    bool (*FrobeniusKernels::*kernel)(
-                                        const FrobeniusBackward<T>&)) {
+std::tuple<Tensor, Tensor> backward(
+    const Arguments& args, double dtotal, const Tensor& ddiagonal, const Tensor& diagonal,
+    const Tensor& cache, bool need_a, bool need_b, int64_t strip_elements,
+    bool (*FrobeniusKernels::*kernel)(const FrobeniusBackward<T>&)) {
   const auto gradient = [&](bool wanted, int64_t features) {
     Tensor t = wanted ? empty({args.a.size(0), features}, kDtype<T>) : empty({0}, kDtype<T>);
     return t;
@@ -162,7 +160,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
       "cross_frobenius_cpu(Tensor a, Tensor? b, Tensor? a_columns, Tensor? b_columns, "
       "bool split_diagonal, bool gram, "
-      "int cache_elements, int strip_elements, int float_terms, int isa) -> (Tensor, Tensor, Tensor)");
+      "int cache_elements, int strip_elements, int float_terms, int isa) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def(
       "cross_frobenius_backward_cpu(float dtotal, Tensor ddiagonal, Tensor a, Tensor? b, "
       "Tensor? a_columns, Tensor? b_columns, "

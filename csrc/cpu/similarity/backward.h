@@ -28,11 +28,12 @@ struct Weights {
 };
 
 // f(i, j, weights) for every register tile of G, zero beyond the last row and key.
-template <class T, bool kIds, Exponentials kMode, class F>
-void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, const F& f) {
+template <class T, bool kIds, Exponentials kMode, class A, class F>
+void gradient_tile(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, const A& ahead,
+                   const F& f) {
   const Area area = area_of(o, I, J);
   const int64_t i0 = area.row, j0 = area.column;
-  for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+  for_each_register_tile(o, I, J, ahead, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
     RegisterTile<T> g;
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; ++r) {
@@ -135,8 +136,7 @@ class BackwardPass {
     if (p_.dq)
       to_queries = {p_.workspace, p_.pool, keys, tiling_.strip_keys(), terms, p_.dq, p_.rows};
     ColumnProduct<T> to_keys;
-    if (transposed)
-      to_keys = {p_.workspace, p_.pool, queries, p_.rows, terms, transposed, p_.keys};
+    if (transposed) to_keys = {p_.workspace, p_.pool, queries, p_.rows, terms, transposed, p_.keys};
     const ScratchPool<T> scratch(p_, tiling_.all(), Tile::kWeights,
                                  {bool(to_queries), bool(to_keys)}, terms.weights);
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
@@ -218,7 +218,8 @@ class BackwardPass {
   void weigh(const Operands<T>& o, int64_t first, int64_t I, int64_t J,
              const Scratch<T>& own) const {
     const bool sums = p_.dbias;
-    weigh_as(o, first, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& g) {
+    const auto ahead = [&](int64_t i, int64_t j) { own.weights.prefetch(i, j); };
+    weigh_as(o, first, I, J, ahead, [&](int64_t i, int64_t j, const RegisterTile<T>& g) {
       own.weights.put(i, j, g);
       if (!sums) return;
       SSLFAST_UNROLL
@@ -231,19 +232,21 @@ class BackwardPass {
       }
     });
   }
-  template <class F>
-  void weigh_as(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const F& f) const {
+  template <class A, class F>
+  void weigh_as(const Operands<T>& o, int64_t first, int64_t I, int64_t J, const A& ahead,
+                const F& f) const {
     const Weights<T> w = weights_.from(first);
     if (cache_) return gradient_tile_from_cache(o, I, J, w, cache_.tile(I, J, first), f);
-    p_.row_ids ? compute<true>(o, I, J, w, f) : compute<false>(o, I, J, w, f);
+    p_.row_ids ? compute<true>(o, I, J, w, ahead, f) : compute<false>(o, I, J, w, ahead, f);
   }
-  template <bool kIds, class F>
-  void compute(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, const F& f) const {
+  template <bool kIds, class A, class F>
+  void compute(const Operands<T>& o, int64_t I, int64_t J, const Weights<T>& w, const A& ahead,
+               const F& f) const {
+    using enum Exponentials;
     switch (mode_) {
-      case Exponentials::kRows: return gradient_tile<T, kIds, Exponentials::kRows>(o, I, J, w, f);
-      case Exponentials::kShared:
-        return gradient_tile<T, kIds, Exponentials::kShared>(o, I, J, w, f);
-      case Exponentials::kSplit: return gradient_tile<T, kIds, Exponentials::kSplit>(o, I, J, w, f);
+      case kRows: return gradient_tile<T, kIds, kRows>(o, I, J, w, ahead, f);
+      case kShared: return gradient_tile<T, kIds, kShared>(o, I, J, w, ahead, f);
+      case kSplit: return gradient_tile<T, kIds, kSplit>(o, I, J, w, ahead, f);
     }
   }
 

@@ -11,17 +11,18 @@ struct Sums {
   double *row, *col;  // col is `row` in the symmetric form, null where columns are not asked for
 };
 
-// One tile with the fixed shift. keep(i, j, exponentials) takes each register tile.
-template <class T, bool kIds, class K>
+// One tile with the fixed shift. keep(i, j, exponentials) takes each register tile, of which
+// ahead(i, j) is told before.
+template <class T, bool kIds, class A, class K>
 void sum_tile(const Operands<T>& o, int64_t I, int64_t J, bool columns, const Scratch<T>& scratch,
-              const Sums& sums, const K& keep) {
+              const Sums& sums, const A& ahead, const K& keep) {
   const int64_t i0 = o.row_blocks.first(I), j0 = o.key_blocks.first(J);
   const int64_t rows = o.row_blocks.width(I, o.rows), keys = o.key_blocks.width(J, o.keys);
   const int64_t stride = o.key_blocks.size;
   for (int64_t n = 0; n < o.row_blocks.size * kLanes<T>; ++n) scratch.row_acc[n] = T(0);
   for (int64_t n = 0; n < stride; ++n) scratch.key_acc[n] = T(0);
 
-  for_each_register_tile(o, I, J, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
+  for_each_register_tile(o, I, J, ahead, [&](int64_t i, int64_t j, const RegisterTile<T>& s) {
     RegisterTile<T> exponentials;
     Vec<T> key_acc[kTileVectors], offset[kTileVectors];
     SSLFAST_UNROLL
@@ -192,7 +193,8 @@ class ForwardPass {
   }
 
  private:
-  // prepare(operands of the strip, first key of the strip), then tile(worker, operands, first, I, J)
+  // prepare(operands of the strip, first key of the strip), then tile(worker, operands, first, I,
+  // J)
   template <class P, class F>
   void visit(const P& prepare, const F& tile) {
     for (int64_t first = 0; first < p_.keys; first += tiling_.strip_keys()) {
@@ -225,8 +227,9 @@ class ForwardPass {
     // Unnormalised means of the keys, += E k_J: each row block is in one hand.
     RowProduct<T> means;
     if (p_.mean_keys.rows)
-      means = {p_.workspace, p_.pool, {p_.k, p_.features, nullptr}, tiling_.strip_keys(),
-               terms,        p_.mean_keys.rows, p_.rows};
+      means = {
+          p_.workspace,      p_.pool, {p_.k, p_.features, nullptr}, tiling_.strip_keys(), terms,
+          p_.mean_keys.rows, p_.rows};
     const ScratchPool<T> scratch(p_, all, means ? Tile::kWeights : Tile::kNone, {true, false},
                                  terms.weights);
     const auto prepare = [&](const Operands<T>& o, int64_t first) {
@@ -235,15 +238,20 @@ class ForwardPass {
     visit(prepare, [&](int worker, const Operands<T>& o, int64_t first, int64_t I, int64_t J) {
       const Scratch<T> own = scratch.of(worker);
       const bool off_diagonal = !tiling_.symmetric() || I != J;
-      const auto sum = [&](const auto& keep) {
+      const auto sum = [&](const auto& ahead, const auto& keep) {
         sum_tile<T, kIds>(o, I, J, columns_ && off_diagonal, own,
-                          {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, keep);
+                          {row_sum_, col_sum_ ? col_sum_ + first : nullptr}, ahead, keep);
       };
-      if (!cache_ && !means) return sum([](int64_t, int64_t, const RegisterTile<T>&) {});
+      if (!cache_ && !means)
+        return sum([](int64_t, int64_t) {}, [](int64_t, int64_t, const RegisterTile<T>&) {});
       T* kept = cache_ ? cache_.tile(I, J, first) : nullptr;
-      sum([&](int64_t i, int64_t j, const RegisterTile<T>& e) {
-        kept ? store_tile(kept, o.key_blocks.size, i, j, e) : own.weights.put(i, j, e);
-      });
+      sum(
+          [&](int64_t i, int64_t j) {
+            if (!kept) own.weights.prefetch(i, j);
+          },
+          [&](int64_t i, int64_t j, const RegisterTile<T>& e) {
+            kept ? store_tile(kept, o.key_blocks.size, i, j, e) : own.weights.put(i, j, e);
+          });
       if (kept) return;
       Area area = area_of(o, I, J);
       area.column += first;

@@ -77,8 +77,7 @@ inline ScalarType check_rows(const Tensor& queries, const MaybeTensor& keys,
 
 template <class T>
 void fill_rows(SimilarityProblem<T>& p, const Tensor& queries, const MaybeTensor& keys,
-               const Ids<typename IdOf<T>::type>& ids, int float_terms,
-               TorchWorkspace& workspace) {
+               const Ids<typename IdOf<T>::type>& ids, int float_terms, TorchWorkspace& workspace) {
   STD_TORCH_CHECK(float_terms >= 1 && float_terms <= 3, "float_terms must be 1, 2 or 3");
   p.rows = queries.size(0);
   p.keys = keys ? keys->size(0) : p.rows;

@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "cpu/similarity/keep.h"
 #include "cpu/similarity/launch.h"
 #include "sslfast/isa.h"
 
@@ -54,6 +55,11 @@ struct Arguments {
   }
 };
 
+Keep keep_of(int64_t keep) {
+  STD_TORCH_CHECK(keep >= 0 && keep <= int64_t(Keep::kExponentials), "keep is none of Keep");
+  return Keep(keep);
+}
+
 // The cache tensor: room for two numbers of each sum, of which the residual is used; then either
 // the exponentials or the means of the keys, each only where there is room for it.
 template <class T>
@@ -62,19 +68,18 @@ struct CacheLayout {
   T* means_valid = nullptr;
   int64_t exponential_elements = 0;
 
-  CacheLayout(T* memory, int64_t elements, bool mean_keys, const Arguments& a) {
-    constexpr int64_t kHeader = 16;
+  CacheLayout(T* memory, int64_t elements, Keep keep, const Arguments& a) {
     const int64_t sums = a.n() + (a.columns ? a.m() : 0);
-    const int64_t residuals = (2 * sums + kHeader - 1) / kHeader * kHeader;
+    const int64_t residuals = (2 * sums + kCacheHeader - 1) / kCacheHeader * kCacheHeader;
     if (elements < residuals) return;
     row_residual = memory;
     if (a.columns) col_residual = memory + a.n();
     const int64_t rest = elements - residuals;
-    if (mean_keys) {
-      if (rest < kHeader + a.queries.numel()) return;
+    if (keep == Keep::kMeanKeys) {
+      if (rest < kCacheHeader + a.queries.numel()) return;
       means_valid = memory + residuals;
-      means = means_valid + kHeader;
-    } else if (rest > 0) {
+      means = means_valid + kCacheHeader;
+    } else if (keep == Keep::kExponentials) {
       exponentials = memory + residuals;
       exponential_elements = rest;
     }
@@ -82,21 +87,20 @@ struct CacheLayout {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> forward(const Arguments& a, int64_t cache_elements,
-                                           bool mean_keys,
-                                           bool (*SimilarityKernels::*kernel)(
-                                               const SimilarityForward<T>&)) {
+std::tuple<Tensor, Tensor, Tensor> forward(
+    const Arguments& a, int64_t cache_elements, Keep keep,
+    bool (*SimilarityKernels::*kernel)(const SimilarityForward<T>&)) {
   Tensor rows = empty({a.n()}, kDtype<T>), cols = empty({a.columns ? a.m() : 0}, kDtype<T>);
   // The means are added up in place.
-  Tensor cache =
-      mean_keys ? zeros({cache_elements}, kDtype<T>) : empty({cache_elements}, kDtype<T>);
+  Tensor cache = keep == Keep::kMeanKeys ? zeros({cache_elements}, kDtype<T>)
+                                         : empty({cache_elements}, kDtype<T>);
   const Ids<typename IdOf<T>::type> ids(a.query_ids, a.key_ids);
   TorchWorkspace workspace;
   SimilarityForward<T> p;
   a.fill(p, ids, workspace);
   p.row_lse = mutable_data<T>(rows);
   p.col_lse = mutable_data<T>(cols);
-  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, mean_keys, a);
+  const CacheLayout<T> layout(mutable_data<T>(cache), cache_elements, keep, a);
   p.row_residual = layout.row_residual;
   p.col_residual = layout.col_residual;
   p.cache = layout.exponentials;
@@ -111,12 +115,10 @@ struct Gradients {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Tensor& drows,
-                                                    const Tensor& dcols, const Tensor& rows,
-                                                    const Tensor& cols, const Tensor& cache,
-                                                    bool mean_keys, Gradients need,
-                                                    bool (*SimilarityKernels::*kernel)(
-                                                        const SimilarityBackward<T>&)) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Arguments& a, const Tensor& drows, const Tensor& dcols, const Tensor& rows,
+    const Tensor& cols, const Tensor& cache, Keep keep, Gradients need,
+    bool (*SimilarityKernels::*kernel)(const SimilarityBackward<T>&)) {
   const int64_t d = a.queries.size(1);
   // The gradient of the scale is read off that of the queries; in the symmetric form the queries
   // are the keys.
@@ -136,8 +138,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   p.dcols = a.columns ? data<T>(dcols) : nullptr;
   p.row_lse = data<T>(rows);
   p.col_lse = a.columns ? data<T>(cols) : nullptr;
-  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(),
-                                    mean_keys, a);
+  const CacheLayout<const T> layout(cache.numel() ? data<T>(cache) : nullptr, cache.numel(), keep,
+                                    a);
   p.row_residual = layout.row_residual;
   p.col_residual = layout.col_residual;
   p.cache = layout.exponentials;
@@ -151,25 +153,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Arguments& a, const Te
   return {need.queries ? dq : empty({0}, kDtype<T>), dk, dscale, dbias};
 }
 
-std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(
-    Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias, MaybeTensor query_ids,
-    MaybeTensor key_ids, bool columns, int64_t cache_elements, bool mean_keys, int64_t float_terms,
-    int64_t isa) {
+std::tuple<Tensor, Tensor, Tensor> similarity_logsumexp_cpu(Tensor queries, MaybeTensor keys,
+                                                            Tensor scale, MaybeTensor bias,
+                                                            MaybeTensor query_ids,
+                                                            MaybeTensor key_ids, bool columns,
+                                                            int64_t keep, int64_t cache_elements,
+                                                            int64_t float_terms, int64_t isa) {
   const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns, float_terms, isa};
   a.check_all();
   STD_TORCH_CHECK(cache_elements >= 0, "cache_elements must not be negative");
-  STD_TORCH_CHECK(!mean_keys || (keys && !columns), "mean_keys need keys and no columns");
+  const Keep kept = keep_of(keep);
+  STD_TORCH_CHECK(kept != Keep::kMeanKeys || (keys && !columns),
+                  "the means need keys and no columns");
   using Kernels = SimilarityKernels;
   return accumulator(queries) == ScalarType::Float
-             ? forward<float>(a, cache_elements, mean_keys, &Kernels::forward_float)
-             : forward<double>(a, cache_elements, mean_keys, &Kernels::forward_double);
+             ? forward<float>(a, cache_elements, kept, &Kernels::forward_float)
+             : forward<double>(a, cache_elements, kept, &Kernels::forward_double);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     Tensor drows, Tensor dcols, Tensor queries, MaybeTensor keys, Tensor scale, MaybeTensor bias,
     MaybeTensor query_ids, MaybeTensor key_ids, bool columns, Tensor rows, Tensor cols,
-    Tensor cache, bool mean_keys, bool need_queries, bool need_keys, bool need_scale,
-    bool need_bias, int64_t float_terms, int64_t isa) {
+    Tensor cache, int64_t keep, bool need_queries, bool need_keys, bool need_scale, bool need_bias,
+    int64_t float_terms, int64_t isa) {
   const Arguments a{queries, keys, scale, bias, query_ids, key_ids, columns, float_terms, isa};
   a.check_all();
   const ScalarType dtype = accumulator(queries);
@@ -183,12 +189,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
     STD_TORCH_CHECK(dcols.numel() == a.m() && cols.numel() == a.m(), "dcols and cols must be (M)");
   }
   using Kernels = SimilarityKernels;
+  const Keep kept = keep_of(keep);
   const Gradients need{need_queries, need_keys, need_scale, need_bias};
-  return dtype == ScalarType::Float
-             ? backward<float>(a, drows, dcols, rows, cols, cache, mean_keys, need,
-                               &Kernels::backward_float)
-             : backward<double>(a, drows, dcols, rows, cols, cache, mean_keys, need,
-                                &Kernels::backward_double);
+  return dtype == ScalarType::Float ? backward<float>(a, drows, dcols, rows, cols, cache, kept,
+                                                      need, &Kernels::backward_float)
+                                    : backward<double>(a, drows, dcols, rows, cols, cache, kept,
+                                                       need, &Kernels::backward_double);
 }
 
 }  // namespace
@@ -197,14 +203,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_logsumexp_backward_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(sslfast_native, m) {
   m.def(
       "similarity_logsumexp_cpu(Tensor queries, Tensor? keys, Tensor scale, Tensor? bias, "
-      "Tensor? query_ids, Tensor? key_ids, bool columns, int cache_elements, bool mean_keys, "
+      "Tensor? query_ids, Tensor? key_ids, bool columns, int keep, int cache_elements, "
       "int float_terms, int isa) "
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "similarity_logsumexp_backward_cpu(Tensor drows, Tensor dcols, Tensor queries, Tensor? keys, "
       "Tensor scale, Tensor? bias, Tensor? query_ids, Tensor? key_ids, bool columns, Tensor rows, "
-      "Tensor cols, Tensor cache, bool mean_keys, bool need_queries, bool need_keys, "
-      "bool need_scale, bool need_bias, int float_terms, int isa) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor cols, Tensor cache, int keep, bool need_queries, bool need_keys, "
+      "bool need_scale, bool need_bias, int float_terms, int isa) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(sslfast_native, CPU, m) {
   m.impl("similarity_logsumexp_cpu", TORCH_BOX(&sslfast::similarity_logsumexp_cpu));

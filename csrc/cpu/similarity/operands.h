@@ -1,6 +1,7 @@
 // From the launcher's problem to packed operands, shared by the forward and the backward pass.
 #pragma once
 
+#include "cpu/similarity/keep.h"
 #include "cpu/similarity/problem.h"
 #include "cpu/similarity/tiles.h"
 
@@ -169,7 +170,7 @@ class Cache {
   Cache(T* memory, int64_t elements, const Blocks& rows, const Blocks& keys, bool symmetric)
       : symmetric_(symmetric), area_(rows.size * keys.size), keys_(keys) {
     const int64_t tiles = symmetric ? rows.count * (rows.count + 1) / 2 : rows.count * keys.count;
-    if (elements >= kHeader + tiles * area_) memory_ = memory;
+    if (elements >= kCacheHeader + tiles * area_) memory_ = memory;
   }
 
   explicit operator bool() const { return memory_ != nullptr; }
@@ -179,11 +180,10 @@ class Cache {
     J += first / keys_.size;
     const int64_t high = I > J ? I : J, low = I > J ? J : I;
     const int64_t slot = symmetric_ ? high * (high + 1) / 2 + low : I * keys_.count + J;
-    return memory_ + kHeader + slot * area_;
+    return memory_ + kCacheHeader + slot * area_;
   }
 
  private:
-  static constexpr int64_t kHeader = 16;
   T* memory_ = nullptr;
   bool symmetric_ = false;
   int64_t area_ = 0;

@@ -41,9 +41,15 @@ Area area_of(const Operands<T>& o, int64_t I, int64_t J) {
 }
 
 // f(i, j, tile) for every register tile of block pair (I, J); i and j count within the blocks.
+// ahead(i, j): see packed.h.
+template <class T, class A, class F>
+SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J,
+                                           const A& ahead, const F& f) {
+  for_each_register_tile(o.q, o.k, area_of(o, I, J), ahead, f);
+}
 template <class T, class F>
 SSLFAST_INLINE void for_each_register_tile(const Operands<T>& o, int64_t I, int64_t J, const F& f) {
-  for_each_register_tile(o.q, o.k, area_of(o, I, J), f);
+  for_each_register_tile(o, I, J, [](int64_t, int64_t) {}, f);
 }
 
 // Logits of one register row, without its offsets.
@@ -84,13 +90,13 @@ class Turns {
   int64_t* done_;
 };
 
-// Neighbouring blocks that one task takes together: a pair of groups reads each block from the outer
-// cache once and uses it as often as the other has blocks. As with the size of a block, only where there are so many
-// that threads find work.
+// Neighbouring blocks that one task takes together: a pair of groups reads each block from the
+// outer cache once and uses it as often as the other has blocks. As with the size of a block, only
+// where there are so many that threads find work.
 struct Groups {
   int64_t blocks, size, count;
 
-  explicit Groups(int64_t n) : blocks(n), size(n >= 32 ? 4 : 1), count((n + size - 1) / size) {}
+  explicit Groups(int64_t n) : blocks(n), size(n >= 32 ? 3 : 1), count((n + size - 1) / size) {}
   int64_t first(int64_t group) const { return group * size; }
   int64_t last(int64_t group) const {
     return (group + 1) * size < blocks ? (group + 1) * size : blocks;
@@ -157,8 +163,8 @@ void visit_rows(const Pool& pool, int64_t row_blocks, int64_t key_blocks, const 
 template <class T>
 int64_t strip_length(const Blocks& key_blocks, int64_t features, int terms) {
   const int64_t bytes = Packed<T>::size(key_blocks.size, features, terms) * int64_t(sizeof(T));
-  const int64_t blocks = (int64_t(2) << 20) / bytes;
-  return (blocks < 4 ? 4 : blocks) * key_blocks.size;
+  const int64_t blocks = kStripBytes / bytes;
+  return (blocks < kLeastStripBlocks ? kLeastStripBlocks : blocks) * key_blocks.size;
 }
 
 }  // namespace sslfast::SSLFAST_ISA

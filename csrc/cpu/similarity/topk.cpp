@@ -14,8 +14,9 @@ namespace {
 
 template <class T>
 std::tuple<Tensor, Tensor> topk(const Tensor& queries, const MaybeTensor& keys,
-                                const MaybeTensor& query_ids, const MaybeTensor& key_ids, int64_t k, int64_t float_terms,
-                                int64_t isa, bool (*TopkKernels::*kernel)(const TopkProblem<T>&)) {
+                                const MaybeTensor& query_ids, const MaybeTensor& key_ids, int64_t k,
+                                int64_t float_terms, int64_t isa,
+                                bool (*TopkKernels::*kernel)(const TopkProblem<T>&)) {
   Tensor values = empty({queries.size(0), k}, kDtype<T>);
   Tensor indices = empty({queries.size(0), k}, ScalarType::Long);
   const Ids<typename IdOf<T>::type> ids(query_ids, key_ids);
@@ -37,8 +38,8 @@ std::tuple<Tensor, Tensor> similarity_topk_cpu(Tensor queries, MaybeTensor keys,
   STD_TORCH_CHECK(k > 0 && k <= (keys ? *keys : queries).size(0), "k must be 1 to M");
   return dtype == ScalarType::Float ? topk<float>(queries, keys, query_ids, key_ids, k, float_terms,
                                                   isa, &TopkKernels::topk_float)
-                                    : topk<double>(queries, keys, query_ids, key_ids, k, float_terms,
-                                                   isa, &TopkKernels::topk_double);
+                                    : topk<double>(queries, keys, query_ids, key_ids, k,
+                                                   float_terms, isa, &TopkKernels::topk_double);
 }
 
 }  // namespace

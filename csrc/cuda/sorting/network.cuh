@@ -1,6 +1,6 @@
 // Sorting networks whose length the compiler knows: every comparator is a constant, so that what is
 // indexed by wire or comparator stays in registers. The comparators and their order are those of
-// sslfast/ops/_sorting_networks.py, which a test compares.
+// sslfast/_core/sorting/network.py, which a test compares.
 #pragma once
 
 #include "sslfast/host_device.h"

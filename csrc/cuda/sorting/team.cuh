@@ -13,7 +13,7 @@ namespace sslfast::device {
 
 constexpr int kTeamThreads = 256;  // at most
 
-// What to do, as every kernel is told. Numbers are those of sslfast/cuda/_sorting.py.
+// What to do, as every kernel is told. Numbers are those of sslfast/cuda/sorting/launch.py.
 struct TeamShape {
   const int* pairs;   // (S, 2)
   const int* begins;  // (layers + 1): the first comparator of each

@@ -41,8 +41,8 @@ SSLFAST_EXPORT int matrix_products(Isa isa, Element element, int float_terms);
 }  // namespace sslfast
 
 // Each instruction set's table of kernels is one constant of the same name in its own namespace.
-// SSLFAST_DECLARE_KERNELS(Table, name) declares those of the vector sets; name_for(isa) is the table
-// to call. SSLFAST_DECLARE_MATRIX_KERNELS adds name_by_matrix(isa): that of the matrix
+// SSLFAST_DECLARE_KERNELS(Table, name) declares those of the vector sets; name_for(isa) is the
+// table to call. SSLFAST_DECLARE_MATRIX_KERNELS adds name_by_matrix(isa): that of the matrix
 // instructions, or null for a set without them.
 #define SSLFAST_DECLARE_TABLE(isa, Table, name) \
   namespace sslfast::isa {                      \
@@ -50,16 +50,16 @@ SSLFAST_EXPORT int matrix_products(Isa isa, Element element, int float_terms);
   }
 
 #if defined(SSLFAST_X86_ISAS)
-#define SSLFAST_DECLARE_KERNELS(Table, name)                        \
-  SSLFAST_DECLARE_TABLE(baseline, Table, name)                      \
-  SSLFAST_DECLARE_TABLE(avx2, Table, name)                          \
-  SSLFAST_DECLARE_TABLE(avx512, Table, name)                        \
-  static const sslfast::Table& name##_for(int isa) {                \
-    switch (sslfast::vector_isa(sslfast::resolve_isa(isa))) {       \
-      case sslfast::Isa::kAvx512: return sslfast::avx512::name;     \
-      case sslfast::Isa::kAvx2: return sslfast::avx2::name;         \
-      default: return sslfast::baseline::name;                      \
-    }                                                               \
+#define SSLFAST_DECLARE_KERNELS(Table, name)                    \
+  SSLFAST_DECLARE_TABLE(baseline, Table, name)                  \
+  SSLFAST_DECLARE_TABLE(avx2, Table, name)                      \
+  SSLFAST_DECLARE_TABLE(avx512, Table, name)                    \
+  static const sslfast::Table& name##_for(int isa) {            \
+    switch (sslfast::vector_isa(sslfast::resolve_isa(isa))) {   \
+      case sslfast::Isa::kAvx512: return sslfast::avx512::name; \
+      case sslfast::Isa::kAvx2: return sslfast::avx2::name;     \
+      default: return sslfast::baseline::name;                  \
+    }                                                           \
   }
 #else
 #define SSLFAST_DECLARE_KERNELS(Table, name)         \
@@ -71,23 +71,23 @@ SSLFAST_EXPORT int matrix_products(Isa isa, Element element, int float_terms);
 #endif
 
 #if defined(SSLFAST_MATRIX_ISAS)
-#define SSLFAST_DECLARE_MATRIX_KERNELS(Table, name)                      \
-  SSLFAST_DECLARE_TABLE(avx512_bf16, Table, name)                        \
-  SSLFAST_DECLARE_TABLE(amx, Table, name)                                \
-  SSLFAST_DECLARE_TABLE(emulated, Table, name)                           \
-  static const sslfast::Table* name##_by_matrix(int isa) {               \
-    switch (sslfast::resolve_isa(isa)) {                                 \
+#define SSLFAST_DECLARE_MATRIX_KERNELS(Table, name)                       \
+  SSLFAST_DECLARE_TABLE(avx512_bf16, Table, name)                         \
+  SSLFAST_DECLARE_TABLE(amx, Table, name)                                 \
+  SSLFAST_DECLARE_TABLE(emulated, Table, name)                            \
+  static const sslfast::Table* name##_by_matrix(int isa) {                \
+    switch (sslfast::resolve_isa(isa)) {                                  \
       case sslfast::Isa::kAvx512Bf16: return &sslfast::avx512_bf16::name; \
-      case sslfast::Isa::kAmx: return &sslfast::amx::name;               \
-      case sslfast::Isa::kEmulated: return &sslfast::emulated::name;     \
-      default: return nullptr;                                           \
-    }                                                                    \
+      case sslfast::Isa::kAmx: return &sslfast::amx::name;                \
+      case sslfast::Isa::kEmulated: return &sslfast::emulated::name;      \
+      default: return nullptr;                                            \
+    }                                                                     \
   }
 #else
-#define SSLFAST_DECLARE_MATRIX_KERNELS(Table, name)                  \
-  SSLFAST_DECLARE_TABLE(emulated, Table, name)                       \
-  static const sslfast::Table* name##_by_matrix(int isa) {           \
+#define SSLFAST_DECLARE_MATRIX_KERNELS(Table, name)                             \
+  SSLFAST_DECLARE_TABLE(emulated, Table, name)                                  \
+  static const sslfast::Table* name##_by_matrix(int isa) {                      \
     const bool emulated = sslfast::resolve_isa(isa) == sslfast::Isa::kEmulated; \
-    return emulated ? &sslfast::emulated::name : nullptr;            \
+    return emulated ? &sslfast::emulated::name : nullptr;                       \
   }
 #endif

@@ -1,5 +1,6 @@
 // Products by matrix instructions, in the place of `vector_products.h`: the same names, operands
-// packed as bfloat16 terms, sums in float32. It serves float alone; double has no such instructions.
+// packed as bfloat16 terms, sums in float32. It serves float alone; double has no such
+// instructions.
 #pragma once
 
 #include "sslfast/matrix/unit.h"
@@ -38,7 +39,8 @@ struct TileNumbers {
   Vec<float> vector(int n) const { return load(numbers + n * 16); }
 };
 
-// `depth` is what is left from k on. Rows of a matrix may have weights, where its columns are meant.
+// `depth` is what is left from k on. Rows of a matrix may have weights, where its columns are
+// meant.
 template <class S>
 void read_tile(const S* data, const Operand<float>& x, const float* weights, int64_t r, int64_t k,
                int64_t depth, TileNumbers& to) {
@@ -47,7 +49,8 @@ void read_tile(const S* data, const Operand<float>& x, const float* weights, int
     float* vector = to.numbers + n * 16;
     const int64_t row = x.transposed ? 0 : n / 2, deep = x.transposed ? n : n % 2 * 16;
     const int64_t column = x.transposed ? r : k + deep;  // of the matrix
-    const int64_t count = x.transposed ? (deep < depth ? rows : 0) : (row < rows ? depth - deep : 0);
+    const int64_t count =
+        x.transposed ? (deep < depth ? rows : 0) : (row < rows ? depth - deep : 0);
     const S* from = data + x.index(r + row, k + deep);
     if (count >= 16) {
       Vec<float> v = load_wide(from);
@@ -71,7 +74,7 @@ SSLFAST_INLINE void write_tile_of(const TileNumbers& from, bool transposed, Side
   for (int n = 0; n < TileNumbers::kVectors; ++n) left[n] = from.vector(n);
   for (int t = 0; t < terms; ++t, to += kStepElements) {
     Words term[TileNumbers::kVectors], words[16];
-    take_term<false>(left, term);
+    take_term(left, term, t + 1 == terms);
     for (int n = 0; n < 16; ++n)
       words[n] = transposed ? pairs(term[2 * n], term[2 * n + 1])
                             : neighbours(term[2 * n], term[2 * n + 1]);
@@ -150,7 +153,8 @@ template <class T>
 void pack_columns(const Pool& pool, const WeightedRows<T>& x, int64_t first, int64_t count,
                   const Packed<T>& to) {
   constexpr int64_t kSteps = 16;  // a task's
-  const Operand<T> columns = columns_of<T>(x.source, x.features, x.features, {}, first * x.features);
+  const Operand<T> columns =
+      columns_of<T>(x.source, x.features, x.features, {}, first * x.features);
   const T* weights = x.weight ? x.weight + first : nullptr;
   const int64_t steps = Packed<T>::panels(count), chunks = (steps + kSteps - 1) / kSteps;
   for_each(pool, Packed<T>::panels(x.features) * chunks, [&](int, int64_t task) {
@@ -170,15 +174,17 @@ SSLFAST_INLINE RegisterTile<float> register_tile(const float* c, int64_t row) {
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T, and for those that fill its last
-// blocks; i and j count from its corner, which lies at a block's.
-template <class T, class F>
+// blocks; i and j count from its corner, which lies at a block's. ahead(i, j) is told which block
+// comes next: what f writes to then can arrive during the product.
+template <class T, class A, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const F& f) {
+                                           const A& ahead, const F& f) {
   const MatrixUnit unit;
   alignas(64) float c[kBlockNumbers];
   for (int64_t j = 0; j < area.columns; j += kBlock) {
     const Factor right = y.factor((area.column + j) / kBlock);
     for (int64_t i = 0; i < area.rows; i += kBlock) {
+      ahead(i, j);
       unit.template multiply<false>(x.factor((area.row + i) / kBlock), right, x.steps(),
                                     BlockAt::packed(c));
       for (int64_t r = 0; r < kBlock; r += kTileRows) f(i + r, j, register_tile(c, r));
@@ -228,15 +234,21 @@ class WeightTile {
 
   // Rows that are put, of so many that count.
   static int64_t whole_rows(int64_t rows) { return round_up(rows, kBlock); }
+  // Asks for where a block's register tiles go: stores that wait for it hold up the next loads.
+  SSLFAST_INLINE void prefetch(int64_t i, int64_t j) const {
+    const int64_t I = i / kBlock, J = j / kBlock, numbers = terms_ * kStepElements;
+    for (int64_t at = 0; at < numbers; at += 32) {
+      if (sides_.rows) __builtin_prefetch(left_ + (I * column_steps_ + J) * numbers + at, 1);
+      if (sides_.columns) __builtin_prefetch(right_ + (J * row_steps_ + I) * numbers + at, 1);
+    }
+  }
   // Register tile (i, j).
   SSLFAST_INLINE void put(int64_t i, int64_t j, const RegisterTile<T>& w) const {
     const int64_t I = i / kBlock, J = j / kBlock, row = i % kBlock;
     uint16_t* left = left_ + (I * column_steps_ + J) * terms_ * kStepElements + row * 32;
     uint16_t* right = right_ + (J * row_steps_ + I) * terms_ * kStepElements + row / 2 * 32;
-    RegisterTile<T> rest = w;
-    for (int t = 1; t < terms_; ++t, left += kStepElements, right += kStepElements)
-      put_term<false>(rest, left, right);
-    put_term<true>(rest, left, right);
+    if (terms_ == 1) return put_terms<1>(w, left, right);
+    terms_ == 2 ? put_terms<2>(w, left, right) : put_terms<3>(w, left, right);
   }
 
   // Rows of panel I, and columns of panel J.
@@ -248,21 +260,24 @@ class WeightTile {
   }
 
  private:
-  // The next term of a register tile; what it leaves, unless it is the last.
-  template <bool kLast>
-  SSLFAST_INLINE void put_term(RegisterTile<T>& rest, uint16_t* left, uint16_t* right) const {
+  template <int kTerms>
+  SSLFAST_INLINE void put_terms(const RegisterTile<T>& w, uint16_t* left, uint16_t* right) const {
     SSLFAST_UNROLL
     for (int r = 0; r < kTileRows; r += 2) {
-      Words first[kTileVectors], second[kTileVectors];
-      take_term<kLast>(rest.acc[r], first);
-      take_term<kLast>(rest.acc[r + 1], second);
-      if (sides_.rows) {
-        store_words(left + r * 32, neighbours(first[0], first[1]));
-        store_words(left + (r + 1) * 32, neighbours(second[0], second[1]));
-      }
-      if (sides_.columns) {
-        store_words(right + r / 2 * 32, pairs(first[0], second[0]));
-        store_words(right + kTileElements + r / 2 * 32, pairs(first[1], second[1]));
+      Vec<T> rest[2 * kTileVectors] = {w.acc[r][0], w.acc[r][1], w.acc[r + 1][0], w.acc[r + 1][1]};
+      SSLFAST_UNROLL
+      for (int t = 0; t < kTerms; ++t) {
+        Words term[2 * kTileVectors];
+        take_term(rest, term, t + 1 == kTerms);
+        if (sides_.rows) {
+          store_words(left + t * kStepElements + r * 32, neighbours(term[0], term[1]));
+          store_words(left + t * kStepElements + (r + 1) * 32, neighbours(term[2], term[3]));
+        }
+        if (sides_.columns) {
+          uint16_t* pair = right + t * kStepElements + r / 2 * 32;
+          store_words(pair, pairs(term[0], term[2]));
+          store_words(pair + kTileElements, pairs(term[1], term[3]));
+        }
       }
     }
   }
@@ -287,9 +302,6 @@ class BlockSums {
   }
   float* block(int64_t I, int64_t J) const { return memory_ + (I * columns_ + J) * kBlockNumbers; }
   int64_t columns() const { return columns_; }
-  void prefetch(int64_t I, int64_t J) const {
-    SSLFAST_ISA::prefetch(BlockAt::packed(block(I, J)));
-  }
 
  private:
   float* memory_ = nullptr;
@@ -304,7 +316,8 @@ class RowProduct {
   // depth: the most rows of x that are prepared at a time.
   RowProduct(const Workspace& w, const Pool& pool, const WeightedRows<T>& x, int64_t depth,
              Terms terms, T* out, int64_t count)
-      : x_(x), out_(out), count_(count), sums_(w, pool, count, x.features) {
+      : x_(x), out_(out), count_(count), in_place_(!(x.features % kBlock || count % kBlock)) {
+    if (!in_place_) sums_ = {w, pool, count, x.features};
     const int64_t size = Packed<T>::size(x.features, depth, terms.rows);
     packed_ = {w.take<T>(size), depth, Side::kRight, terms.rows};
   }
@@ -320,15 +333,18 @@ class RowProduct {
     const MatrixUnit unit;
     const int64_t step = (area.column - first_) / kBlock, steps = Packed<T>::panels(area.columns);
     const int64_t first = area.row / kBlock, count = Packed<T>::panels(area.rows);
-    for (int64_t d = 0; d < sums_.columns(); ++d)
+    const int64_t panels = Packed<T>::panels(x_.features);
+    for (int64_t d = 0; d < panels; ++d)
       for (int64_t I = 0; I < count; ++I) {
-        const bool more = I + 1 < count;
-        sums_.prefetch(first + (more ? I + 1 : 0), d + (more ? 0 : 1));
-        unit.template multiply<true>(w.left(I), packed_.factor(d, step), steps,
-                                     BlockAt::packed(sums_.block(first + I, d)));
+        if (I + 1 < count)
+          prefetch(sums(first + I + 1, d));
+        else if (d + 1 < panels)
+          prefetch(sums(first, d + 1));
+        unit.template multiply<true>(w.left(I), packed_.factor(d, step), steps, sums(first + I, d));
       }
   }
   void finish(const Pool& pool) const {
+    if (in_place_) return;
     for_each(pool, Packed<T>::panels(count_), [&](int, int64_t I) {
       for (int64_t r = I * kBlock; r < count_ && r < (I + 1) * kBlock; r += kTileRows)
         for (int64_t d = 0; d < sums_.columns(); ++d)
@@ -339,9 +355,16 @@ class RowProduct {
   }
 
  private:
+  // Those of a block: in `out` itself, where it has whole blocks alone.
+  BlockAt sums(int64_t I, int64_t d) const {
+    return in_place_ ? BlockAt::in_matrix(out_ + (I * x_.features + d) * kBlock, x_.features)
+                     : BlockAt::packed(sums_.block(I, d));
+  }
+
   WeightedRows<T> x_{};
   T* out_ = nullptr;
   int64_t count_ = 0, first_ = 0;
+  bool in_place_ = false;
   Packed<T> packed_;
   BlockSums sums_;
 };
@@ -369,7 +392,7 @@ class ColumnProduct {
     for (int64_t J = 0; J < Packed<T>::panels(area.columns); ++J)
       for (int64_t d = 0; d < sums_.columns(); ++d) {
         const bool more = d + 1 < sums_.columns();
-        sums_.prefetch(first + J + (more ? 0 : 1), more ? d + 1 : 0);
+        if (more) prefetch(BlockAt::packed(sums_.block(first + J, d + 1)));
         unit.template multiply<true>(packed_.factor(d, step), w.right(J), steps,
                                      BlockAt::packed(sums_.block(first + J, d)));
       }
@@ -383,9 +406,8 @@ class ColumnProduct {
           transpose_square<float>([&](int r) { return load(block + tile * 256 + r * 16); },
                                   turned + (tile % 2 * 2 + tile / 2) * 256, 16);
         for (int64_t r = J * kBlock; r < count_ && r < (J + 1) * kBlock; r += kTileRows)
-          write_tile<true>(register_tile(turned, r % kBlock),
-                           out_ + r * x_.features + d * kBlock, x_.features, count_ - r,
-                           x_.features - d * kBlock);
+          write_tile<true>(register_tile(turned, r % kBlock), out_ + r * x_.features + d * kBlock,
+                           x_.features, count_ - r, x_.features - d * kBlock);
       }
     });
   }

@@ -1,6 +1,7 @@
 // Blocks, work for a pool, operands of a product, and the register tile that it leaves.
 #pragma once
 
+#include "sslfast/constants.h"
 #include "sslfast/elements.h"
 #include "sslfast/pool.h"
 
@@ -22,7 +23,8 @@ struct Blocks {
 
 // Rows of a block: a multiple of every panel width, and at most so many that a tile of both takes
 // 144 KiB, where each row of an operand is read from the outer cache once for 192 of the other.
-constexpr int64_t kBlockGranule = 32, kLargestBlock = 192;
+constexpr int64_t kBlockGranule = 32;
+static_assert(kLargestBlock % kBlockGranule == 0);
 
 // f(worker, task) for every task; which worker runs a task is left to a shared counter, so a task
 // must own what it writes, and then the result does not depend on the number of workers.
@@ -122,7 +124,8 @@ Operand<T> columns_of(const Source& x, int64_t count, int64_t stride, Columns<T>
 template <class T>
 constexpr Element kElement = sizeof(T) == 8 ? Element::kDouble : Element::kFloat;
 
-// Which operand of a product a packed matrix is, and which products a tile of weights takes part in.
+// Which operand of a product a packed matrix is, and which products a tile of weights takes part
+// in.
 enum class Side { kLeft, kRight };
 struct Sides {
   bool rows, columns;  // W x, W^T x

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sslfast/constants.h"
+
 #ifndef SSLFAST_ISA
 #error "compile with -DSSLFAST_ISA=<instruction set> (see CMakeLists.txt)"
 #endif
@@ -67,6 +69,7 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T));
 // Width of a packed panel: the columns of one register tile.
 template <class T>
 constexpr int kPanel = kTileVectors * kLanes<T>;
+static_assert(kPanel<float> <= kMostPanel);
 
 template <class T>
 SSLFAST_INLINE Vec<T> load(const T* p) {

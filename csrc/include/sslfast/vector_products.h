@@ -39,9 +39,8 @@ void pack_panel_of(const S* data, const Operand<T>& x, int64_t r, int64_t k, int
     SSLFAST_UNROLL
     for (int v = 0; v < kTileVectors; ++v) {
       const S* from = data + x.index(r + v * L, k + d);
-      transpose_square(
-          [&](int row) { return treated(load_wide(from + row * x.row_stride)); },
-          panel + d * P + v * L, P);
+      transpose_square([&](int row) { return treated(load_wide(from + row * x.row_stride)); },
+                       panel + d * P + v * L, P);
     }
   }
   for (; d < depth; ++d) {
@@ -59,12 +58,14 @@ class Packed {
   static constexpr bool kSidesDiffer = false;  // a left operand serves as the right one too
 
   // Numbers of T that `rows` take.
-  static int64_t size(int64_t rows, int64_t depth, int) { return round_up(rows, kPanel<T>) * depth; }
+  static int64_t size(int64_t rows, int64_t depth, int) {
+    return round_up(rows, kPanel<T>) * depth;
+  }
   // Whether a product is taken again sooner than its exponentials are read.
   static bool repeats_sooner(int) { return false; }
-  // Depth that is packed at a time where a product is deep: so that the output, whose rows may share
-  // a few sets of the cache, is seldom touched.
-  static int64_t chunk(int) { return 384; }
+  // Depth that is packed at a time where a product is deep: so that the output, whose rows may
+  // share a few sets of the cache, is seldom touched.
+  static int64_t chunk(int) { return kPackedDepth; }
   static int64_t panels(int64_t rows) { return (rows + kPanel<T> - 1) / kPanel<T>; }
 
   Packed() = default;
@@ -134,9 +135,9 @@ SSLFAST_INLINE RegisterTile<T> multiply_in_chains(const T* x, const T* y, int64_
 }
 
 // f(i, j, tile) for every register tile of an area of x y^T; i and j count from its corner.
-template <class T, class F>
+template <class T, class A, class F>
 SSLFAST_INLINE void for_each_register_tile(const Packed<T>& x, const Packed<T>& y, const Area& area,
-                                           const F& f) {
+                                           const A&, const F& f) {
   constexpr int P = kPanel<T>;
   for (int64_t j = 0; j < area.columns; j += P) {
     const T* b = y.at(area.column + j);
@@ -216,6 +217,7 @@ class WeightTile {
 
   // Rows that are put, of so many that count.
   static int64_t whole_rows(int64_t rows) { return round_up(rows, kTileRows); }
+  void prefetch(int64_t, int64_t) const {}
   // Register tile (i, j).
   SSLFAST_INLINE void put(int64_t i, int64_t j, const RegisterTile<T>& w) const {
     SSLFAST_UNROLL

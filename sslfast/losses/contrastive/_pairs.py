@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._core.numerics import row_dot
 from sslfast._registry import Sample, Size
 from sslfast.distributed import all_gather_rows, rank, world_size
-from sslfast.losses._reduce import row_dot
 
 # None stands for the rows themselves and for their ids.
 Keys = tuple[Tensor | None, Tensor, Tensor | None]

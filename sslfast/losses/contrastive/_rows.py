@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.numerics import (
+    inverse,
+    mean,
+    round_like_tiles,
+    row_dot,
+    tile_operands,
+)
 from sslfast.distributed import all_gather_rows, exchange_rows, rank, world_size
-from sslfast.losses._reduce import mean, row_dot
-from sslfast.ops._checks import accumulator
-from sslfast.ops._operands import tile_operands
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
 def one_sided_loss(
@@ -61,24 +65,6 @@ def paired_loss(
     return -mean(F.logsigmoid(positive - torch.stack((rows, columns))))
 
 
-def round_like_tiles(rows: Tensor) -> Tensor:
-    """In the autocast dtype, so that positives have the operands of the other similarities."""
-    rounded, _ = tile_operands(rows, None)
-    return rounded
-
-
-def inverse(temperature: float | Tensor, rows: Tensor) -> float | Tensor:
-    """1 / temperature: a number, or a 0-dim tensor in the dtype that `rows` accumulate in."""
-    if not isinstance(temperature, Tensor):
-        return 1 / temperature
-    return temperature.reshape(()).to(accumulator(rows.dtype)).reciprocal()
-
-
 def largest_logit(arguments: Mapping[str, Any]) -> float:
     """Of unit rows: the inverse temperature."""
     return 1 / float(arguments.get("temperature", 1.0))
-
-
-def factor(scale: float | Tensor, rows: Tensor) -> float | Tensor:
-    """`scale` itself: a number, or a 0-dim tensor in the dtype that `rows` accumulate in."""
-    return scale.reshape(()).to(accumulator(rows.dtype)) if isinstance(scale, Tensor) else scale

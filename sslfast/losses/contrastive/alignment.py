@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_number, check_views
+from sslfast._core.numerics import accumulator, mean
 from sslfast._registry import Loss, register_loss
-from sslfast.losses._checks import check_number, check_views
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean
 from sslfast.losses.contrastive._pairs import sample_views
-from sslfast.ops._checks import accumulator
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def alignment_loss(

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._core.checks import check_scalar, check_views
+from sslfast._core.numerics import factor, mean, row_dot, tile_operands
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
     all_gather_rows,
@@ -26,11 +28,8 @@ from sslfast.distributed import (
     scale_gradient,
     world_size,
 )
-from sslfast.losses._checks import check_scalar, check_views
-from sslfast.losses._reduce import mean, row_dot
-from sslfast.losses.contrastive._rows import factor, paired_loss
-from sslfast.ops._operands import tile_operands
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+from sslfast.losses.contrastive._rows import paired_loss
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
 def clip_loss(

@@ -15,10 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_number, check_views
+from sslfast._core.numerics import row_dot
 from sslfast._registry import Loss, register_loss
 from sslfast.distributed import all_gather_rows, rank
-from sslfast.losses._checks import check_number, check_views
-from sslfast.losses._reduce import row_dot
 from sslfast.losses.contrastive._pairs import sample_views
 from sslfast.losses.contrastive._rows import largest_logit
 from sslfast.losses.contrastive.dcl import DCLLoss, WeightFunction, _dcl_eager, dcl_loss

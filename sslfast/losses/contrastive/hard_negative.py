@@ -25,26 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_distributed, check_number, check_temperature, check_views
+from sslfast._core.numerics import accumulator, inverse, mean, round_like_tiles
 from sslfast._registry import Loss, register_loss
 from sslfast.distributed import all_gather_rows, rank
-from sslfast.losses._checks import (
-    check_distributed,
-    check_number,
-    check_temperature,
-    check_views,
-)
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean
 from sslfast.losses.contrastive._pairs import (
     count_negatives,
     other_images,
     positive_similarity,
     sample_views,
 )
-from sslfast.losses.contrastive._rows import inverse, largest_logit, round_like_tiles
-from sslfast.ops._checks import accumulator
-from sslfast.ops.l2_normalize import l2_normalize
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+from sslfast.losses.contrastive._rows import largest_logit
+from sslfast.ops.rows.l2_normalize import l2_normalize
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
 def hard_negative_loss(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sslfast._core.checks import check_distributed, check_number, check_views
 from sslfast._registry import Loss, register_loss
-from sslfast.losses._checks import check_distributed, check_number, check_views
 from sslfast.losses._module import Objective
 from sslfast.losses.contrastive._pairs import sample_views
 from sslfast.losses.contrastive.alignment import _alignment_eager, mean_distance
@@ -21,7 +21,7 @@ from sslfast.losses.contrastive.uniformity import (
     check_pairs,
     potential_of_unit_rows,
 )
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def hypersphere_loss(

@@ -16,15 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import (
+    check_device,
+    check_distributed,
+    check_rows,
+    check_temperature,
+    check_views,
+)
+from sslfast._core.numerics import inverse, tile_operands
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank
-from sslfast.losses._checks import check_distributed, check_rows, check_temperature, check_views
 from sslfast.losses._module import Objective
-from sslfast.losses.contrastive._rows import inverse, largest_logit, one_sided_loss, paired_loss
+from sslfast.losses.contrastive._rows import largest_logit, one_sided_loss, paired_loss
 from sslfast.losses.memory_bank import MemoryBankModule
-from sslfast.ops._checks import check_device
-from sslfast.ops._operands import tile_operands
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def infonce_loss(

@@ -15,28 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank
-from sslfast.losses._checks import (
+from sslfast._core.checks import (
     MIN_TEMPERATURE,
+    check_device,
     check_distributed,
     check_rows,
     check_temperature,
     check_views,
 )
+from sslfast._core.numerics import inverse, mean, round_like_tiles
+from sslfast._registry import Loss, Sample, Size, register_loss
+from sslfast.distributed import all_gather_rows, rank
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean
 from sslfast.losses.contrastive._pairs import other_images, positive_similarity
-from sslfast.losses.contrastive._rows import (
-    inverse,
-    largest_logit,
-    one_sided_loss,
-    round_like_tiles,
-)
+from sslfast.losses.contrastive._rows import largest_logit, one_sided_loss
 from sslfast.losses.memory_bank import MemoryBankModule
-from sslfast.ops._checks import check_device
-from sslfast.ops.l2_normalize import l2_normalize
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+from sslfast.ops.rows.l2_normalize import l2_normalize
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
 def ntxent_loss(

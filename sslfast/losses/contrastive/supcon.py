@@ -21,25 +21,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank, world_size
-from sslfast.losses._checks import (
+from sslfast._core.checks import (
     check_choice,
+    check_device,
     check_distributed,
+    check_floating,
+    check_ids,
     check_number,
     check_temperature,
 )
+from sslfast._core.numerics import factor, inverse, mean, round_like_tiles, row_dot
+from sslfast._registry import Loss, Sample, Size, register_loss
+from sslfast.distributed import all_gather_rows, rank, world_size
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.contrastive._positives import Positives, by_mask, same_label, same_sample
-from sslfast.losses.contrastive._rows import (
-    factor,
-    inverse,
-    largest_logit,
-    round_like_tiles,
-)
-from sslfast.ops._checks import check_device, check_floating, check_ids
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+from sslfast.losses.contrastive._rows import largest_logit
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 MODES = ("all", "one")
 

@@ -15,16 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_distributed, check_number, check_rows
+from sslfast._core.numerics import accumulator, mean, round_like_tiles, row_dot
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, world_size
-from sslfast.losses._checks import check_distributed, check_number, check_rows
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.contrastive._pairs import Keys, keys_of_ranks
-from sslfast.losses.contrastive._rows import round_like_tiles
-from sslfast.ops._checks import accumulator
-from sslfast.ops.l2_normalize import l2_normalize
-from sslfast.ops.similarity_logsumexp import similarity_logsumexp
+from sslfast.ops.rows.l2_normalize import l2_normalize
+from sslfast.ops.similarity.logsumexp import similarity_logsumexp
 
 
 def uniformity_loss(

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sslfast.losses._reduce import mean
-from sslfast.ops._checks import values_are_read
-from sslfast.ops._registration import wanted
+from sslfast._core.calls import wanted
+from sslfast._core.checks import values_are_read
+from sslfast._core.numerics import mean
 
 # Sigmoids that are held at a time: a megabyte of float32, which stays in a core's cache.
 CHUNK = 1 << 18

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_device, check_floating, check_number
-from sslfast.ops._checks import INTEGERS, accumulator, values_are_read
+from sslfast._core.checks import check_device, check_floating, check_number, values_are_read
+from sslfast._core.numerics import INTEGERS, accumulator
 
 
 def check_lists(scores: Tensor, relevance: Tensor, padded_value_indicator: float | None) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_count
+from sslfast._core.checks import check_count, check_lists
 from sslfast.losses._module import Objective
-from sslfast.ops._checks import check_lists
-from sslfast.ops._sorting_arguments import check_rule
-from sslfast.ops.relaxed_sort import relaxed_sort
+from sslfast.ops.sorting.checks import check_rule
+from sslfast.ops.sorting.relaxed_sort import relaxed_sort
 
 
 class DiffSortNet(Objective):

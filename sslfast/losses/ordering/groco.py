@@ -24,17 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_count, check_distributed, check_floating, check_views
+from sslfast._core.numerics import accumulator, mean
+from sslfast._core.sorting.network import SortingRule
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank, world_size
-from sslfast.losses._checks import check_count, check_distributed, check_views
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean
-from sslfast.ops._checks import accumulator, check_floating
-from sslfast.ops._sorting_arguments import Rule, check_rule
-from sslfast.ops._sorting_reference import sort_and_permutation
-from sslfast.ops.l2_normalize import l2_normalize
-from sslfast.ops.similarity_topk import similarity_topk
-from sslfast.ops.sorting_group_mass import sorting_group_mass
+from sslfast.ops.rows.l2_normalize import l2_normalize
+from sslfast.ops.similarity.topk import similarity_topk
+from sslfast.ops.sorting.checks import check_rule
+from sslfast.ops.sorting.group_mass import sorting_group_mass
+from sslfast.ops.sorting.network_reference import sort_and_permutation
 
 
 def groco_loss(
@@ -187,7 +187,7 @@ def _positives(rows: Sequence[Tensor], view: int, full: int, stop_grad: bool) ->
     return torch.stack(cosines, 1).sort(1).values
 
 
-def _own_group(lists: Tensor, topk_neg: int, rule: Rule) -> Tensor:
+def _own_group(lists: Tensor, topk_neg: int, rule: SortingRule) -> Tensor:
     """-1/n sum_i log o_i of every list (..., n)."""
     sizes = (topk_neg, lists.shape[1] - topk_neg)
     return sorting_group_mass(lists, sizes, cross_entropy=True, **rule._asdict())
@@ -250,7 +250,7 @@ def _groco_eager(
     """As published: all similarities, the whole permutation, two cross entropies. Oracle."""
     views = embeddings.unbind(1) if isinstance(embeddings, Tensor) else embeddings
     full = num_full_views or len(views)
-    rule = Rule(network, relaxation, steepness, 0.25)
+    rule = SortingRule(network, relaxation, steepness, 0.25)
     rows = [F.normalize(view, dim=-1) for view in views]  # (B, D) each
     terms = []
     for view, anchors in enumerate(rows):

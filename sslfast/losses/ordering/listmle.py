@@ -13,13 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_device, values_are_read
+from sslfast._core.numerics import mean
 from sslfast._registry import Loss, Sample, register_loss
-from sslfast.losses._checks import check_device
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean
 from sslfast.losses.ordering._cases import graded_lists
 from sslfast.losses.ordering._lists import check_lists, check_padded_value, padding_of, widened
-from sslfast.ops._checks import values_are_read
 
 
 def listmle_loss(

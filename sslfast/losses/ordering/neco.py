@@ -17,20 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_device, check_floating, check_number, values_are_read
+from sslfast._core.numerics import accumulator, mean
+from sslfast._core.sorting.network import SortingRule
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean
-from sslfast.ops._checks import (
-    accumulator,
-    check_device,
-    check_floating,
-    check_number,
-    values_are_read,
-)
-from sslfast.ops._sorting_arguments import Rule, check_rule
-from sslfast.ops._sorting_reference import negative_log, sort_and_permutation
-from sslfast.ops.l2_normalize import l2_normalize
-from sslfast.ops.sorting_group_mass import sorting_group_mass
+from sslfast.ops.rows.l2_normalize import l2_normalize
+from sslfast.ops.sorting.checks import check_rule
+from sslfast.ops.sorting.group_mass import sorting_group_mass
+from sslfast.ops.sorting.network_reference import negative_log, sort_and_permutation
 
 
 def neco_loss(
@@ -229,7 +224,7 @@ def _neco_eager(
     relaxation: str = "cauchy",
 ) -> Tensor:
     """As it is usually written: both permutations (B P, n, n) stored. Oracle and baseline."""
-    rule = Rule(network, relaxation, steepness, 0.25)
+    rule = SortingRule(network, relaxation, steepness, 0.25)
     target_rule = rule._replace(steepness=teacher_steepness or steepness)
     others = F.normalize(references, dim=-1).mT  # (B, D, n) or (D, n)
     lists = (F.normalize(student, dim=-1) @ others).flatten(0, 1)  # (B P, n)

@@ -18,13 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import (
+    check_count,
+    check_device,
+    check_distributed,
+    check_ids,
+    check_number,
+    check_rows,
+)
+from sslfast._core.numerics import accumulator
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, rank, world_size
-from sslfast.losses._checks import check_count, check_distributed, check_number, check_rows
 from sslfast.losses._module import Objective
 from sslfast.losses.ordering._average_precision import smooth_average_precision
-from sslfast.ops._checks import accumulator, check_device, check_ids
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def smooth_ap_loss(

@@ -1,15 +1,15 @@
 """Soft ranks and soft sorting as functions of lists (Blondel et al. 2020, sections 4 and 5).
 
 No loss in themselves, but what differentiable Spearman correlations, top-k errors and least
-trimmed squares are written in; the mathematics is that of `sslfast.ops.isotonic_rank`.
+trimmed squares are written in; the mathematics is that of `sslfast.ops.sorting.isotonic`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from sslfast.losses._checks import check_floating
-from sslfast.ops.isotonic_rank import isotonic_rank
+from sslfast._core.checks import check_floating
+from sslfast.ops.sorting.isotonic import isotonic_rank
 
 
 def soft_rank(
@@ -32,7 +32,7 @@ def soft_rank(
             ``SSLFAST_CHECK=1`` only), or an option is unknown or out of range.
 
     Differs from torchsort's `soft_rank`, whose arguments these are: see
-    `sslfast.ops.isotonic_rank`. torchsort takes matrices alone.
+    `sslfast.ops.sorting.isotonic`. torchsort takes matrices alone.
     """
     return _of_lists(values, regularization, regularization_strength, "rank")
 
@@ -56,7 +56,7 @@ def soft_sort(
         TypeError, ValueError: as `soft_rank`.
 
     Differs from torchsort's `soft_sort`, whose arguments these are: see
-    `sslfast.ops.isotonic_rank`. torchsort takes matrices alone.
+    `sslfast.ops.sorting.isotonic`. torchsort takes matrices alone.
     """
     return _of_lists(values, regularization, regularization_strength, "sort")
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_temperature
+from sslfast._core.numerics import accumulator
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.losses._checks import check_temperature
 from sslfast.losses._module import Objective
 from sslfast.losses._nuclear import nuclear_norms
 from sslfast.losses.ordering._lists import check_grades, check_readable_values, check_scores
-from sslfast.ops._checks import accumulator
 
 
 def listwise_wasserstein_loss(

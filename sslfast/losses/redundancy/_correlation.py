@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_choice, check_number
+from sslfast._core.correlation.frobenius import ROUTES, Route
+from sslfast._core.rows.standardize import Scaling
 from sslfast.distributed import column_moments_of_ranks, world_size
-from sslfast.losses._checks import check_choice, check_number
 from sslfast.losses.redundancy._ranks import (
     GRAD_SCALES,
     GradScale,
@@ -22,9 +24,7 @@ from sslfast.losses.redundancy._standardized import (
     reads_columns,
     split_frobenius_of_standardized,
 )
-from sslfast.ops._frobenius_arguments import ROUTES, Route
-from sslfast.ops._standardize_arguments import Rule
-from sslfast.ops.standardize import standardize
+from sslfast.ops.rows.standardize import standardize
 
 EpsOn = Literal["variance", "deviation"]
 Statistics = Literal["global", "local"]
@@ -85,7 +85,7 @@ class Correlation(NamedTuple):
             a, b = self.standardize(view0, view1)
             return self.to_identity(a, b, lambda_param)
         dtype = torch.promote_types(view0.dtype, view1.dtype)
-        rule = Rule(self.ddof, float(self.eps), self.eps_on, unit_variance=True)
+        rule = Scaling(self.ddof, float(self.eps), self.eps_on, unit_variance=True)
         split = split_frobenius_of_standardized(view0.to(dtype), view1.to(dtype), rule, self.route)
         return _to_identity(*split, len(view0), lambda_param)
 

@@ -19,14 +19,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast import _backends
-from sslfast.losses import _reduce
-from sslfast.ops import _frobenius_cost as cost
-from sslfast.ops._checks import accumulator
-from sslfast.ops._frobenius_arguments import Route
-from sslfast.ops._operands import tile_operands
-from sslfast.ops.cross_frobenius import SPEC as FROBENIUS
-from sslfast.ops.standardize import SPEC as STANDARDIZE
-from sslfast.ops.standardize import standardize
+from sslfast._core.correlation.frobenius import Route
+from sslfast._core.numerics import accumulator, mean, tile_operands
+from sslfast.ops.correlation import frobenius_keep as keep
+from sslfast.ops.correlation.frobenius import SPEC as FROBENIUS
+from sslfast.ops.rows.standardize import SPEC as STANDARDIZE
+from sslfast.ops.rows.standardize import standardize
 
 _frobenius, _frobenius_backward = FROBENIUS.forward_op, FROBENIUS.backward_op
 _standardize = STANDARDIZE.forward_op
@@ -35,7 +33,7 @@ _standardize = STANDARDIZE.forward_op
 def covariance_squares(rows: Tensor, route: Route) -> tuple[Tensor, Tensor]:
     """S and the variances (D,) for rows (N, D); the centred rows are not kept."""
     total, variance, _ = _CovarianceSquares.apply(
-        rows, None, route, _backends.forced(), cost.learns(rows)
+        rows, None, route, _backends.forced(), keep.learns(rows)
     )  # type: ignore[no-untyped-call]
     return total, variance
 
@@ -51,7 +49,7 @@ def covariance_squares_and_difference(
 
 
 def _apply(rows: Tensor, others: Tensor | None, route: Route) -> tuple[Tensor, Tensor, Tensor]:
-    learns = cost.learns(rows)  # inside, autograd is off
+    learns = keep.learns(rows)  # inside, autograd is off
     found: tuple[Tensor, Tensor, Tensor]
     found = _CovarianceSquares.apply(rows, others, route, _backends.forced(), learns)  # type: ignore[no-untyped-call]
     return found
@@ -97,8 +95,8 @@ class _CovarianceSquares(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         centred, variance = _centred(rows, backend)  # (N, D), (D,)
         centred, _ = tile_operands(centred, None)
-        chosen = cost.choose_route(centred, None) if route == "auto" else route
-        room = cost.cache_elements(centred, None, chosen, learns)
+        chosen = keep.choose_route(centred, None) if route == "auto" else route
+        room = keep.cache_elements(centred, None, chosen, learns)
         total, diagonal, cache = _frobenius(centred, None, True, chosen, None, None, room, backend)
         ctx.save_for_backward(rows, others, diagonal, cache)
         ctx.options = centred.dtype, chosen, backend
@@ -175,7 +173,7 @@ def _centred(rows: Tensor, backend: str) -> tuple[Tensor, Tensor]:
 
 
 def _mean_square(first: Tensor, second: Tensor) -> Tensor:
-    return _reduce.mean(_difference(first, second).square_())
+    return mean(_difference(first, second).square_())
 
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:

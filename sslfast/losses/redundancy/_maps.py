@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_rows
+from sslfast._core.checks import check_device, check_floating, check_rows
 from sslfast.losses.redundancy._variance_covariance import check_batch
-from sslfast.ops._checks import check_device, check_floating
 
 # What lightly passes for a crop: pooled embeddings (N, D) and feature maps (N, H, W, C).
 Features = tuple[Tensor, Tensor]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sslfast.ops._checks import accumulator
+from sslfast._core.numerics import accumulator
 
 DISTANCES_AT_A_TIME = 1 << 22
 # From products, the distances of close places are rounding errors, and those are the best matches.

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslfast._core.checks import check_device, check_floating
+from sslfast._core.numerics import mean
 from sslfast.distributed import world_size
-from sslfast.losses._reduce import mean
-from sslfast.ops._checks import check_device, check_floating
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from sslfast._core.correlation.frobenius import Route
 from sslfast.distributed import cross_frobenius_of_ranks, scale_gradient, world_size
-from sslfast.ops._frobenius_arguments import Route
-from sslfast.ops.cross_frobenius import cross_frobenius
+from sslfast.ops.correlation.frobenius import cross_frobenius
 
 GradScale = Literal["exact", "reference"]
 GRAD_SCALES = ("exact", "reference")

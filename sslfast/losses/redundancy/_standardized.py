@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sslfast import _backends
-from sslfast.ops import _frobenius_cost as cost
-from sslfast.ops._frobenius_arguments import Route
-from sslfast.ops._operands import tile_operands
-from sslfast.ops._registration import wanted
-from sslfast.ops._standardize_arguments import Rule
-from sslfast.ops._standardize_gradient import scale
-from sslfast.ops.cross_frobenius import SPEC as FROBENIUS
-from sslfast.ops.standardize import SPEC as STANDARDIZE
-from sslfast.triton._launch import on_gpu
+from sslfast._backends import on_gpu
+from sslfast._core.calls import wanted
+from sslfast._core.correlation.frobenius import Route
+from sslfast._core.numerics import tile_operands
+from sslfast._core.rows.standardize import Scaling
+from sslfast.ops.correlation import frobenius_keep as keep
+from sslfast.ops.correlation.frobenius import SPEC as FROBENIUS
+from sslfast.ops.rows.standardize import SPEC as STANDARDIZE
+from sslfast.ops.rows.standardize_gradient import scale
 
 
 def reads_columns(rows: Tensor) -> bool:
@@ -33,7 +33,7 @@ def reads_columns(rows: Tensor) -> bool:
 
 
 def split_frobenius_of_standardized(
-    a: Tensor, b: Tensor, rule: Rule, route: Route
+    a: Tensor, b: Tensor, rule: Scaling, route: Route
 ) -> tuple[Tensor, Tensor]:
     """Sum of squares off the diagonal of a^T b, and the diagonal (D,), for a and b (N, D) of one
     dtype, standardised by their own statistics.
@@ -50,7 +50,7 @@ class _Standardized(torch.autograd.Function):
     """The rows as they are, with columns; the gradient is taken to be the standardised rows'."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, rule: Rule, backend: str) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rows: Tensor, rule: Scaling, backend: str) -> tuple[Tensor, Tensor]:
         _, *statistics = STANDARDIZE.forward_op(rows, None, None, *rule, backend)
         mean, variance, rest = statistics  # (D,) each
         columns = torch.stack((mean, rest, scale(variance, rule)))  # (3, D)
@@ -81,9 +81,9 @@ class _SplitFrobenius(torch.autograd.Function):
         route: Route,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        chosen = cost.choose_route(a, b) if route == "auto" else route
+        chosen = keep.choose_route(a, b) if route == "auto" else route
         form = True, chosen, a_columns, b_columns
-        room = cost.cache_elements(a, b, chosen, any(ctx.needs_input_grad))
+        room = keep.cache_elements(a, b, chosen, any(ctx.needs_input_grad))
         total, diagonal, cache = FROBENIUS.forward_op(a, b, *form, room, backend)
         ctx.save_for_backward(a, b, a_columns, b_columns, diagonal, cache)
         ctx.options = chosen, backend

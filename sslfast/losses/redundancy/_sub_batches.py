@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_count, check_number, check_views
-from sslfast.losses._reduce import mean
+from sslfast._core.checks import check_count, check_ids, check_number, check_views
+from sslfast._core.numerics import accumulator, mean
 from sslfast.losses.redundancy._whitening import Whitened, whiten
-from sslfast.ops._checks import accumulator, check_ids
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def norm_mse_loss(x0: Tensor, x1: Tensor) -> Tensor:

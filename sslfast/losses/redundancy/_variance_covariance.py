@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_device, check_floating
+from sslfast._core.correlation.frobenius import Route
+from sslfast._core.numerics import mean
 from sslfast.distributed import (
     all_gather_rows,
     column_moments_of_ranks,
@@ -20,7 +23,6 @@ from sslfast.distributed import (
     sum_over_ranks,
     world_size,
 )
-from sslfast.losses._reduce import mean
 from sslfast.losses.redundancy._covariance import (
     centre,
     covariance_squares,
@@ -29,10 +31,8 @@ from sslfast.losses.redundancy._covariance import (
     variance_of,
 )
 from sslfast.losses.redundancy._ranks import num_rows_of
-from sslfast.ops._checks import check_device, check_floating
-from sslfast.ops._frobenius_arguments import Route
-from sslfast.ops.cross_frobenius import cross_frobenius
-from sslfast.ops.standardize import standardize
+from sslfast.ops.correlation.frobenius import cross_frobenius
+from sslfast.ops.rows.standardize import standardize
 
 
 class Scope(NamedTuple):

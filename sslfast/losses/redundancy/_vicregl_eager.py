@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.correlation.frobenius import Route
+from sslfast._core.numerics import accumulator
 from sslfast._registry import Sample, Size
 from sslfast.losses.redundancy._maps import Crop
 from sslfast.losses.redundancy._ranks import GradScale
 from sslfast.losses.redundancy._vicreg_eager import eager_covariance, eager_variance, gathered
 from sslfast.losses.redundancy._vicregl_terms import MatchOrder
-from sslfast.ops._checks import accumulator
-from sslfast.ops._frobenius_arguments import Route
 
 
 def vicregl_eager(

@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sslfast.losses._checks import check_choice, check_number
+from sslfast._core.checks import check_choice, check_number
+from sslfast._core.correlation.frobenius import Route
 from sslfast.losses.redundancy._maps import Crop
 from sslfast.losses.redundancy._matching import Matches, match, take_places
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._variance_covariance import Scope
 from sslfast.losses.redundancy._weighted_terms import check_terms
 from sslfast.losses.redundancy.vicreg import vicreg_loss
-from sslfast.ops._frobenius_arguments import Route
 
 MatchOrder = Literal["distance", "position"]
 MATCH_ORDERS = ("distance", "position")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.ops._checks import accumulator, check_device, check_floating
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast._core.checks import check_device, check_floating
+from sslfast._core.numerics import accumulator
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def check_many_views(name: str, embeddings: Tensor) -> None:

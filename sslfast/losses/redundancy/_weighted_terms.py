@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sslfast.losses._checks import check_choice, check_distributed, check_number
+from sslfast._core.checks import check_choice, check_distributed, check_number
+from sslfast._core.correlation.frobenius import ROUTES, Route
 from sslfast.losses._module import Objective
 from sslfast.losses.redundancy._ranks import GRAD_SCALES, GradScale
-from sslfast.ops._frobenius_arguments import ROUTES, Route
 
 
 def check_terms(*, eps: float, grad_scale: str, route: str, **weights: float) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sslfast.ops._checks import accumulator
+from sslfast._core.numerics import accumulator
 
 
 class Whitened(NamedTuple):

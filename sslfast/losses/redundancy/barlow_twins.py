@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from sslfast._core.checks import check_distributed, check_number, check_views
+from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
-from sslfast.losses._checks import check_distributed, check_number, check_views
 from sslfast.losses.redundancy import _correlation_eager as eager
 from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistics
 from sslfast.losses.redundancy._ranks import GradScale
-from sslfast.ops._frobenius_arguments import Route
 
 
 def barlow_twins_loss(

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._core.checks import check_matrix
+from sslfast._core.numerics import mean, row_dot
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.redundancy._views import (
     check_many_views,
     check_same_images,
     random_views,
     unit_views,
 )
-from sslfast.ops._checks import check_matrix
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def brownian_loss(embeddings: Tensor, *, directions: Tensor | None = None) -> Tensor:

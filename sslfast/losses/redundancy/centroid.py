@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._core.numerics import mean
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.losses._reduce import mean
 from sslfast.losses.redundancy._views import (
     check_many_views,
     check_same_images,
     random_views,
     unit_views,
 )
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def centroid_loss(embeddings: Tensor, targets: Tensor) -> Tensor:

@@ -21,15 +21,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast.distributed import world_size
-from sslfast.losses._checks import (
+from sslfast._core.checks import (
     check_choice,
     check_count,
     check_distributed,
     check_number,
     check_rows,
 )
-from sslfast.ops._checks import accumulator
+from sslfast._core.numerics import accumulator
+from sslfast.distributed import world_size
 
 Rule = Literal["directpred", "directcopy"]
 RULES = ("directpred", "directcopy")

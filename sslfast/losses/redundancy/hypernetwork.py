@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslfast.losses._checks import check_choice, check_rows
-from sslfast.ops._checks import check_device
+from sslfast._core.checks import check_choice, check_device, check_rows
 
 HYPERNETWORKS = ("linear", "deep")
 

@@ -20,20 +20,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.distributed import all_gather_rows, rank
-from sslfast.losses._checks import (
+from sslfast._core.checks import (
     check_choice,
+    check_device,
     check_distributed,
+    check_ids,
     check_number,
     check_scalar,
     check_views,
 )
+from sslfast._core.correlation.frobenius import Route
+from sslfast._core.numerics import accumulator
+from sslfast._registry import Loss, Sample, Size, register_loss
+from sslfast.distributed import all_gather_rows, rank
 from sslfast.losses.redundancy import _correlation_eager as eager
 from sslfast.losses.redundancy._correlation import Correlation, EpsOn, Statistics
 from sslfast.losses.redundancy._ranks import GradScale
-from sslfast.ops._checks import accumulator, check_device, check_ids
-from sslfast.ops._frobenius_arguments import Route
 
 SecondTarget = Literal["mixture", "own_view"]
 SECOND_TARGETS = ("mixture", "own_view")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sslfast.ops._checks import check_device, check_floating
+from sslfast._core.checks import check_device, check_floating
 
 
 def mixup(

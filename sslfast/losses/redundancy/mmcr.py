@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslfast._core.checks import check_device, check_distributed, check_floating, check_number
+from sslfast._core.numerics import accumulator, mean
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import all_gather_rows, mean_over_ranks
-from sslfast.losses._checks import check_distributed, check_number
 from sslfast.losses._module import Objective
 from sslfast.losses._nuclear import nuclear_norms
-from sslfast.losses._reduce import mean
-from sslfast.ops._checks import accumulator, check_device, check_floating
 
 
 def mmcr_loss(

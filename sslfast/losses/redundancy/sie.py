@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_device, check_rows, check_views
+from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
-from sslfast.losses._checks import check_rows, check_views
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._variance_covariance import (
     Scope,
@@ -31,8 +32,6 @@ from sslfast.losses.redundancy._vicreg_eager import (
     sample_parts,
 )
 from sslfast.losses.redundancy._weighted_terms import WeightedTerms, check_terms
-from sslfast.ops._checks import check_device
-from sslfast.ops._frobenius_arguments import Route
 
 
 def sie_loss(

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_choice, check_distributed
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
     all_gather_rows,
@@ -30,7 +31,6 @@ from sslfast.distributed import (
     scale_gradient,
     world_size,
 )
-from sslfast.losses._checks import check_choice, check_distributed
 from sslfast.losses._module import Objective
 from sslfast.losses.redundancy._ranks import (
     GRAD_SCALES,
@@ -38,7 +38,7 @@ from sslfast.losses.redundancy._ranks import (
     averaged_over_ranks,
 )
 from sslfast.losses.redundancy._views import check_many_views, random_views, unit_views
-from sslfast.ops.cross_frobenius import cross_frobenius
+from sslfast.ops.correlation.frobenius import cross_frobenius
 
 
 def singular_value_loss(

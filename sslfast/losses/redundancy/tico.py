@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_distributed, check_number, check_views
+from sslfast._core.numerics import accumulator, mean, row_dot
 from sslfast._registry import Loss, Sample, Size, register_loss
 from sslfast.distributed import (
     all_gather_rows,
@@ -27,17 +29,14 @@ from sslfast.distributed import (
     scale_gradient,
     world_size,
 )
-from sslfast.losses._checks import check_distributed, check_number, check_views
 from sslfast.losses._module import Objective
-from sslfast.losses._reduce import mean, row_dot
 from sslfast.losses.redundancy._moving_covariance import (
     check_covariance,
     moved_average,
     quadratic_mean,
 )
-from sslfast.ops._checks import accumulator
-from sslfast.ops.cross_frobenius import cross_frobenius
-from sslfast.ops.l2_normalize import l2_normalize
+from sslfast.ops.correlation.frobenius import cross_frobenius
+from sslfast.ops.rows.l2_normalize import l2_normalize
 
 
 def tico_loss(

@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslfast._core.checks import check_views
+from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
-from sslfast.losses._checks import check_views
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
 from sslfast.losses.redundancy._variance_covariance import (
     Scope,
@@ -30,7 +31,6 @@ from sslfast.losses.redundancy._vicreg_eager import (
     sample_views,
 )
 from sslfast.losses.redundancy._weighted_terms import WeightedTerms, check_terms
-from sslfast.ops._frobenius_arguments import Route
 
 
 def vibcreg_loss(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sslfast._core.correlation.frobenius import Route
 from sslfast._registry import Loss, register_loss
 from sslfast.losses.redundancy._maps import Crop, Features, check_crops, crops_of, unstack
 from sslfast.losses.redundancy._ranks import GradScale, averaged_over_ranks
@@ -31,7 +32,6 @@ from sslfast.losses.redundancy._vicregl_terms import (
     weighted_loss,
 )
 from sslfast.losses.redundancy._weighted_terms import WeightedTerms
-from sslfast.ops._frobenius_arguments import Route
 
 
 def vicregl_loss(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sslfast.losses._checks import check_count, check_number, check_rows
+from sslfast._core.checks import check_count, check_number, check_rows
 from sslfast.losses.redundancy._whitening import whiten, whiten_by
 
 

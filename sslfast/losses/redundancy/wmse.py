@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslfast._core.checks import check_count, check_rows
+from sslfast._core.numerics import accumulator
 from sslfast._registry import Loss, Sample, Size, register_loss
-from sslfast.losses._checks import check_count, check_rows
 from sslfast.losses.redundancy._sub_batches import (
     check_split,
     mean_over_pairs,
@@ -29,7 +30,6 @@ from sslfast.losses.redundancy._sub_batches import (
     whitened_batches,
 )
 from sslfast.losses.redundancy.whitening import Whitening2d
-from sslfast.ops._checks import accumulator
 
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -29,8 +29,8 @@ inline void emulated_zero(int tile) { emulated_tile(tile) = {}; }
 inline void emulated_load(int tile, const void* from, int64_t stride) {
   EmulatedTile& t = emulated_tile(tile);
   for (int row = 0; row < 16; ++row)
-    t.rows[row] = *reinterpret_cast<const UnalignedWords*>(static_cast<const char*>(from) +
-                                                           row * stride);
+    t.rows[row] =
+        *reinterpret_cast<const UnalignedWords*>(static_cast<const char*>(from) + row * stride);
 }
 inline void emulated_store(int tile, void* to, int64_t stride) {
   const EmulatedTile& t = emulated_tile(tile);
@@ -58,6 +58,7 @@ inline void emulated_multiply(int c, int x, int y) {
 #define _tile_release() emulated_release()
 #define _tile_zero(tile) emulated_zero(tile)
 #define _tile_loadd(tile, from, stride) emulated_load(tile, from, stride)
+#define _tile_stream_loadd(tile, from, stride) emulated_load(tile, from, stride)
 #define _tile_stored(tile, to, stride) emulated_store(tile, to, stride)
 #define _tile_dpbf16ps(c, x, y) emulated_multiply(c, x, y)
 

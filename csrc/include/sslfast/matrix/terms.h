@@ -1,8 +1,8 @@
 // Float32 numbers as sums of bfloat16 terms, for processors whose matrix instructions multiply
 // bfloat16 and add float32:
 //   x = x_0 + x_1 + x_2,   x_t the bfloat16 nearest to what the terms before it left.
-// A term has 8 bits: one is a bfloat16, two hold a float16, three any float32 (Henry, Tang, Heinecke
-// 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype", section 3).
+// A term has 8 bits: one is a bfloat16, two hold a float16, three any float32 (Henry, Tang,
+// Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype", section 3).
 #pragma once
 
 #include "sslfast/elements.h"
@@ -15,9 +15,7 @@ constexpr int kMostTerms = 3;
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint32_t UnalignedWords __attribute__((vector_size(64), aligned(2), may_alias));
 
-SSLFAST_INLINE void store_words(uint16_t* p, Words w) {
-  *reinterpret_cast<UnalignedWords*>(p) = w;
-}
+SSLFAST_INLINE void store_words(uint16_t* p, Words w) { *reinterpret_cast<UnalignedWords*>(p) = w; }
 
 // The nearest bfloat16 of each lane, in the upper half of its word, which so is a float32 too.
 SSLFAST_INLINE Words upper_halves(Vec<float> x) {
@@ -35,13 +33,13 @@ SSLFAST_INLINE Words upper_halves(Vec<float> x) {
 SSLFAST_INLINE Words neighbours(Words first, Words second) {
 #if defined(__AVX512BW__)
   constexpr auto odd = [](int n) { return short(2 * n + 1); };
-  const __m512i index = _mm512_set_epi16(
-      odd(31), odd(30), odd(29), odd(28), odd(27), odd(26), odd(25), odd(24), odd(23), odd(22),
-      odd(21), odd(20), odd(19), odd(18), odd(17), odd(16), odd(15), odd(14), odd(13), odd(12),
-      odd(11), odd(10), odd(9), odd(8), odd(7), odd(6), odd(5), odd(4), odd(3), odd(2), odd(1),
-      odd(0));
-  return reinterpret_cast<Words>(_mm512_permutex2var_epi16(
-      reinterpret_cast<__m512i>(first), index, reinterpret_cast<__m512i>(second)));
+  const __m512i index =
+      _mm512_set_epi16(odd(31), odd(30), odd(29), odd(28), odd(27), odd(26), odd(25), odd(24),
+                       odd(23), odd(22), odd(21), odd(20), odd(19), odd(18), odd(17), odd(16),
+                       odd(15), odd(14), odd(13), odd(12), odd(11), odd(10), odd(9), odd(8), odd(7),
+                       odd(6), odd(5), odd(4), odd(3), odd(2), odd(1), odd(0));
+  return reinterpret_cast<Words>(_mm512_permutex2var_epi16(reinterpret_cast<__m512i>(first), index,
+                                                           reinterpret_cast<__m512i>(second)));
 #else
   Words w;
   for (int n = 0; n < 8; ++n) {
@@ -56,12 +54,12 @@ SSLFAST_INLINE Words neighbours(Words first, Words second) {
 SSLFAST_INLINE Words pairs(Words first, Words second) { return (first >> 16) | second; }
 
 // The next term of every vector, which is taken from it unless it is the last.
-template <bool kLast, int kCount>
-SSLFAST_INLINE void take_term(Vec<float> (&x)[kCount], Words (&term)[kCount]) {
+template <int kCount>
+SSLFAST_INLINE void take_term(Vec<float> (&x)[kCount], Words (&term)[kCount], bool last) {
   SSLFAST_UNROLL
   for (int n = 0; n < kCount; ++n) {
     term[n] = upper_halves(x[n]);
-    if constexpr (!kLast) x[n] -= reinterpret_cast<Vec<float>>(term[n]);
+    if (!last) x[n] -= reinterpret_cast<Vec<float>>(term[n]);
   }
 }
 

@@ -15,10 +15,10 @@
 
 namespace sslfast::SSLFAST_ISA {
 
-constexpr int64_t kBlock = 32;                       // rows, columns and depth of a step
-constexpr int64_t kTileElements = 16 * 32;           // bfloat16
-constexpr int64_t kStepElements = 2 * kTileElements; // bfloat16
-constexpr int64_t kBlockNumbers = kBlock * kBlock;   // float32
+constexpr int64_t kBlock = 32;                        // rows, columns and depth of a step
+constexpr int64_t kTileElements = 16 * 32;            // bfloat16
+constexpr int64_t kStepElements = 2 * kTileElements;  // bfloat16
+constexpr int64_t kBlockNumbers = kBlock * kBlock;    // float32
 
 // A panel of an operand: steps follow each other, each with all its terms.
 struct Factor {
@@ -125,7 +125,7 @@ class MatrixUnit {
     with_pairs(x, y, [=]<class P>(P) {
       const uint16_t *a = x.at, *b = y.at;
       for (int64_t step = 0; step < steps; ++step, a += x.step(), b += y.step())
-        add_step<P>(a, b);
+        add_step<P, kAdd>(a, b);
     });
     _tile_stored(0, c.tile(0), c.row_bytes);
     _tile_stored(1, c.tile(1), c.row_bytes);
@@ -134,18 +134,28 @@ class MatrixUnit {
   }
 
  private:
-  template <class P>
+  template <class P, bool kAdd>
   static SSLFAST_INLINE void add_step(const uint16_t* a, const uint16_t* b) {
     constexpr int kCount = sizeof(P::kAll) / sizeof(Pair);
     SSLFAST_UNROLL
     for (int n = 0; n < kCount; ++n) {
-      const uint16_t *of_x = a + P::kAll[n].a * kStepElements, *of_y = b + P::kAll[n].b * kStepElements;
+      const uint16_t *of_x = a + P::kAll[n].a * kStepElements,
+                     *of_y = b + P::kAll[n].b * kStepElements;
       const bool same_x = n > 0 && P::kAll[n].a == P::kAll[n - 1].a;
       const bool same_y = n > 0 && P::kAll[n].b == P::kAll[n - 1].b;
-      if (!same_y) _tile_loadd(6, of_y, 64);
-      if (!same_x) _tile_loadd(4, of_x, 64);
-      if (!same_y) _tile_loadd(7, of_y + kTileElements, 64);
-      if (!same_x) _tile_loadd(5, of_x + kTileElements, 64);
+      if (!same_y) {
+        _tile_loadd(6, of_y, 64);
+        _tile_loadd(7, of_y + kTileElements, 64);
+      }
+      // x goes by once for a panel of y, which should not leave the innermost cache for it; where
+      // sums come and go too, the hint does not pay.
+      if (!same_x && kAdd) {
+        _tile_loadd(4, of_x, 64);
+        _tile_loadd(5, of_x + kTileElements, 64);
+      } else if (!same_x) {
+        _tile_stream_loadd(4, of_x, 64);
+        _tile_stream_loadd(5, of_x + kTileElements, 64);
+      }
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);

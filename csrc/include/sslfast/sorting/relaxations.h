@@ -7,19 +7,9 @@
 #pragma once
 
 #include "sslfast/elementary.h"
+#include "sslfast/sorting/relaxation.h"
 
 namespace sslfast::SSLFAST_TARGET {
-
-// In the order of RELAXATIONS in sslfast/ops/_sorting_arguments.py.
-enum class Relaxation : int {
-  kCauchy = 0,
-  kReciprocal = 1,
-  kOptimal = 2,
-  kLogistic = 3,
-  kLogisticPhi = 4,
-  kGaussian = 5
-};
-constexpr int kRelaxations = 6;
 
 // Tails that fall faster than 1 / d: masses come close to 0 and 1.
 SSLFAST_HOST_DEVICE constexpr bool saturates(Relaxation relaxation) {

@@ -1,0 +1,1 @@
+"""What contracts and backends share of the primitives over sorted lists."""

@@ -1,0 +1,1 @@
+"""Primitives over similarities of rows."""

@@ -1,0 +1,1 @@
+"""Primitives over sorted lists."""

@@ -1,0 +1,1 @@
+"""Triton kernels over correlations of columns, and their launchers."""

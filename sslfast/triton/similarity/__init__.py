@@ -1,0 +1,1 @@
+"""Triton kernels over similarities of rows, and their launchers."""
