@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import sslfast
-from sslfast import _backends, functional, losses
+from sslfast import _backends, _library, functional, losses
 from sslfast._registry import (
     LOSSES,
     PRIMITIVES,
