@@ -8,7 +8,8 @@ TRITON, CUDA = "sslfast/triton/", "csrc/cuda/"
 
 
 def triton(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    tests = f"registry/test_numbers.py registry/test_gradients.py registry/test_layout.py -k 'triton and {primitive}'"
+    files = "registry/test_numbers.py registry/test_gradients.py registry/test_layout.py"
+    tests = f"{files} -k 'triton and {primitive}'"
     return Fault(kind, TRITON + file, where, old, new, tests, interpreted=True)
 
 

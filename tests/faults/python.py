@@ -6,24 +6,20 @@ from pathlib import PurePosixPath
 
 from fault import Fault
 
-NUMBERS = "registry/test_numbers.py registry/test_gradients.py registry/test_layout.py registry/test_registration.py -k "
-RANKS = "distributed/test_distributed.py distributed/test_distributed_redundancy.py distributed/test_distributed_state.py"
+NUMBERS = " ".join(
+    f"registry/test_{name}.py" for name in ("numbers", "gradients", "layout", "registration")
+)
+RANKS = " ".join(f"distributed/test_distributed{name}.py" for name in ("", "_redundancy", "_state"))
 
 
 def op(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    return Fault(kind, f"sslfast/{file}", where, old, new, f"{NUMBERS} '{primitive}'")
+    return Fault(kind, f"sslfast/{file}", where, old, new, f"{NUMBERS} -k '{primitive}'")
 
 
 def loss(name: str, own: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
     path = str(PurePosixPath("sslfast/losses") / file).replace("losses/../", "")
-    return Fault(
-        kind,
-        path,
-        where,
-        old,
-        new,
-        f"registry/test_losses.py {own} -k '{name} or not test_losses.py'",
-    )
+    tests = f"registry/test_losses.py {own} -k '{name} or not test_losses.py'"
+    return Fault(kind, path, where, old, new, tests)
 
 
 def ranks(kind: str, file: str, where: str, old: str, new: str) -> Fault:
