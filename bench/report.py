@@ -118,8 +118,10 @@ def _numbers(forward: Row, both: Row) -> tuple[str, ...]:
 
 
 def _figure(value: float | None, unit: str = "") -> str:
-    """Three significant digits, none invented."""
+    """Three significant digits at most, none invented."""
     if value is None:
         return ""
+    if 0 < abs(value) < 0.01:
+        return f"{value:.1g}{unit}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}{unit}"

@@ -13,7 +13,7 @@ from test_bench import OWN, request, tiny_case
 from torch import Tensor
 
 from sslfast import _library
-from sslfast.bench import machine, work, worker
+from sslfast.bench import machine, report, work, worker
 from sslfast.bench.contestants import EAGER, enter
 from sslfast.bench.place import MEASURED_ON, PRECISIONS, Place
 from sslfast.bench.work import Work
@@ -62,6 +62,12 @@ def test_the_limit_of_products_is_that_of_the_precision(
 def test_the_instruction_set_of_a_contestant() -> None:
     assert machine.isa_of("sslfast cpu:avx2") == machine.isa_of("cpu:avx2") == "avx2"
     assert machine.isa_of("eager") == machine.isa_of("sslfast cpu") == machine.best_isa()
+
+
+def test_a_small_ratio_is_no_zero() -> None:
+    """Of errors far below the rounding that a precision allows."""
+    figures = [report._figure(value) for value in (0.0, 0.0014, 0.014, 1.4, 14.0, 140.0)]
+    assert figures == ["0.00", "0.001", "0.01", "1.40", "14.0", "140"]
 
 
 def test_work_tells_products_from_other_arithmetic() -> None:

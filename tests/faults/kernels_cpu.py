@@ -5,7 +5,7 @@ from __future__ import annotations
 from fault import Fault
 
 SIMILARITY, ROWS, SORTING = "csrc/cpu/similarity/", "csrc/cpu/rows/", "csrc/cpu/sorting/"
-NUMBERS = "test_ops_numbers.py test_ops_gradients.py test_ops_layout.py -k "
+NUMBERS = "registry/test_numbers.py registry/test_gradients.py registry/test_layout.py -k "
 
 
 def similarity(kind: str, file: str, where: str, old: str, new: str) -> Fault:
@@ -15,7 +15,7 @@ def similarity(kind: str, file: str, where: str, old: str, new: str) -> Fault:
 
 
 def rows(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    return Fault(kind, file, where, old, new, f"{NUMBERS} {primitive}")
+    return Fault(kind, file, where, old, new, f"{NUMBERS} '{primitive}'")
 
 
 FAULTS = (

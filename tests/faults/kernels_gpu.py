@@ -8,15 +8,14 @@ TRITON, CUDA = "sslfast/triton/", "csrc/cuda/"
 
 
 def triton(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    tests = (
-        f"test_ops_numbers.py test_ops_gradients.py test_ops_layout.py -k 'triton and {primitive}'"
-    )
+    files = "registry/test_numbers.py registry/test_gradients.py registry/test_layout.py"
+    tests = f"{files} -k 'triton and {primitive}'"
     return Fault(kind, TRITON + file, where, old, new, tests, interpreted=True)
 
 
 def cuda(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    files = "test_cuda_emulated.py" + (
-        "" if primitive == "l2_normalize" else " test_cuda_sorting.py"
+    files = "backends/cuda/test_cuda_emulated.py" + (
+        "" if primitive == "l2_normalize" else " backends/cuda/test_cuda_sorting.py"
     )
     return Fault(kind, CUDA + file, where, old, new, files)
 
@@ -25,7 +24,7 @@ FAULTS = (
     triton(
         "l2_normalize",
         "mask of the last rows missing",
-        "l2_normalize.py",
+        "rows/l2_normalize.py",
         "tl.store(norm + rows, length, mask={})",
         "rows < num_rows",
         "rows + 1 < num_rows",
@@ -33,7 +32,7 @@ FAULTS = (
     triton(
         "l2_normalize",
         "edge off by one (features)",
-        "l2_normalize.py",
+        "rows/l2_normalize.py",
         "    inside = (rows < num_rows)[:, None] & {}\n    return",
         "(features < dim)[None, :]",
         "(features < dim - 1)[None, :]",
@@ -41,7 +40,7 @@ FAULTS = (
     triton(
         "l2_normalize",
         "wrong sign in a gradient (Triton rows)",
-        "l2_normalize.py",
+        "rows/l2_normalize.py",
         "tl.where(below, dy, {})",
         "dy - y * product",
         "dy + y * product",
@@ -49,7 +48,7 @@ FAULTS = (
     triton(
         "l2_normalize",
         "stride of another tensor",
-        "l2_normalize.py",
+        "rows/l2_normalize.py",
         "dy = dnormalized + rows[:, None] * {}",
         "dstride",
         "dim",
@@ -57,7 +56,7 @@ FAULTS = (
     triton(
         "similarity_logsumexp",
         "mask beyond the last key missing",
-        "_similarity_tiles.py",
+        "similarity/tiles.py",
         "return {}\n\n\n@triton.jit\ndef weight_of",
         'tl.where(keys < num_keys, offset, float("-inf"))',
         "offset",
@@ -65,7 +64,7 @@ FAULTS = (
     triton(
         "similarity_logsumexp",
         "id compare swapped (Triton)",
-        "_similarity_forward.py",
+        "similarity/forward.py",
         "                e = tl.where({}, 0.0, e)",
         "row_ids[:, None] == column_ids[None, :]",
         "row_ids[:, None] != column_ids[None, :]",
@@ -73,7 +72,7 @@ FAULTS = (
     triton(
         "similarity_logsumexp",
         "diagonal counted twice (Triton)",
-        "_similarity_forward.py",
+        "similarity/forward.py",
         "col_sum = {}",
         "tl.where(i == j, 0.0, col_sum)",
         "col_sum",
@@ -81,7 +80,7 @@ FAULTS = (
     triton(
         "similarity_logsumexp",
         "accumulator of the last block is stale (Triton)",
-        "_similarity_forward.py",
+        "similarity/forward.py",
         "mask=(columns < num_keys) & {}, other=0.0)",
         "(i > first_i)",
         "(i >= first_i)",
@@ -89,7 +88,7 @@ FAULTS = (
     triton(
         "similarity_logsumexp",
         "sum in half precision",
-        "_similarity_forward.py",
+        "similarity/forward.py",
         "row_acc += {}",
         "tl.sum(e, 1)",
         "tl.sum(e.to(tl.bfloat16).to(tl.float32), 1)",
@@ -97,7 +96,7 @@ FAULTS = (
     triton(
         "similarity_topk",
         "mask of excluded pairs missing (Triton top k)",
-        "_topk_kernels.py",
+        "similarity/topk_kernels.py",
         "valid = valid & {}\n        ordered",
         "(row_ids[:, None] != column_ids[None, :])",
         "(row_ids[:, None] == row_ids[:, None])",
@@ -105,7 +104,7 @@ FAULTS = (
     triton(
         "similarity_topk",
         "last key of a split left out",
-        "_topk_kernels.py",
+        "similarity/topk_kernels.py",
         "last_j = tl.minimum((split + 1) * split_blocks, {})",
         "tl.cdiv(num_keys, BLOCK_N)",
         "num_keys // BLOCK_N",
@@ -113,7 +112,7 @@ FAULTS = (
     triton(
         "similarity_topk",
         "ties in the wrong order (Triton)",
-        "_topk_kernels.py",
+        "similarity/topk_kernels.py",
         "            index = {}\n            tile",
         "INDEX - columns.to(tl.int64)",
         "columns.to(tl.int64)",
@@ -121,7 +120,7 @@ FAULTS = (
     triton(
         "standardize",
         "rows of the last tile counted twice",
-        "_standardize_forward.py",
+        "rows/standardize_forward.py",
         "delta = tl.where({}, tile - mean_acc, 0.0)\n        mean_acc",
         "(rows < last)[:, None]",
         "(rows < last + 1)[:, None]",
@@ -129,7 +128,7 @@ FAULTS = (
     triton(
         "standardize",
         "degrees of freedom ignored (Triton)",
-        "standardize.py",
+        "rows/standardize.py",
         "*(float(num_rows), float(tiles.group_rows), float({})),\n        **MERGED",
         "num_rows - rule.ddof",
         "num_rows",
@@ -137,7 +136,7 @@ FAULTS = (
     triton(
         "cross_frobenius",
         "mirrored tiles counted once (Triton)",
-        "_frobenius_forward.py",
+        "correlation/forward.py",
         "total = tl.where(off_diagonal, {} * total, total)",
         "2.0",
         "1.0",
@@ -145,7 +144,7 @@ FAULTS = (
     triton(
         "cross_frobenius",
         "mask of the diagonal missing",
-        "_frobenius_forward.py",
+        "correlation/forward.py",
         "        tile = {}\n    if SUMS",
         "tl.where(on_diagonal, 0.0, tile)",
         "tile",

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 from fault import Fault
 
-NUMBERS = (
-    "test_ops_numbers.py test_ops_gradients.py test_ops_layout.py test_ops_registration.py -k "
+NUMBERS = " ".join(
+    f"registry/test_{name}.py" for name in ("numbers", "gradients", "layout", "registration")
 )
-RANKS = "test_distributed.py test_distributed_redundancy.py test_distributed_state.py"
+RANKS = " ".join(f"distributed/test_distributed{name}.py" for name in ("", "_redundancy", "_state"))
 
 
 def op(primitive: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    return Fault(kind, f"sslfast/{file}", where, old, new, f"{NUMBERS} {primitive}")
+    return Fault(kind, f"sslfast/{file}", where, old, new, f"{NUMBERS} -k '{primitive}'")
 
 
 def loss(name: str, own: str, kind: str, file: str, where: str, old: str, new: str) -> Fault:
-    path = f"sslfast/losses/{file}"
-    return Fault(
-        kind, path, where, old, new, f"test_losses.py {own} -k '{name} or not test_losses.py'"
-    )
+    path = str(PurePosixPath("sslfast/losses") / file).replace("losses/../", "")
+    tests = f"registry/test_losses.py {own} -k '{name} or not test_losses.py'"
+    return Fault(kind, path, where, old, new, tests)
 
 
 def ranks(kind: str, file: str, where: str, old: str, new: str) -> Fault:
@@ -29,39 +30,23 @@ FAULTS = (
     op(
         "similarity_logsumexp",
         "contiguous missing",
-        "cpu/similarity_logsumexp.py",
-        "None if each is None else {} for",
-        "each.contiguous()",
-        "each",
-    ),
-    op(
-        "similarity_logsumexp",
-        "contiguous missing (cotangent)",
-        "cpu/similarity_logsumexp.py",
-        "            {},\n            dcols.contiguous(),",
-        "drows.contiguous()",
-        "drows",
+        "_core/calls.py",
+        "flat.append({})\n        else:",
+        "wide.contiguous()",
+        "wide",
     ),
     op(
         "l2_normalize",
         "half precision is not widened",
-        "ops/_operands.py",
+        "_core/numerics.py",
         "return tensor.to({}).contiguous()",
         "accumulator(tensor.dtype)",
         "tensor.dtype",
     ),
     op(
-        "l2_normalize",
-        "norm of the rounded rows",
-        "cpu/l2_normalize.py",
-        "{}, _rows(embeddings), norm",
-        "_rows(dnormalized)",
-        "_rows(dnormalized.bfloat16().to(dnormalized.dtype))",
-    ),
-    op(
         "standardize",
         "options in the wrong order",
-        "cpu/standardize.py",
+        "cpu/rows/standardize.py",
         "return rule.ddof, rule.eps, {}",
         'rule.eps_on == "deviation", rule.unit_variance',
         'rule.unit_variance, rule.eps_on == "deviation"',
@@ -69,7 +54,7 @@ FAULTS = (
     op(
         "cross_frobenius",
         "gradient of one side (reference)",
-        "ops/_frobenius_reference.py",
+        "ops/correlation/frobenius_reference.py",
         "sides = {}\n",
         "2 if arguments.b is None else 1",
         "1",
@@ -77,7 +62,7 @@ FAULTS = (
     op(
         "cross_frobenius",
         "diagonal left in (reference)",
-        "ops/_frobenius_reference.py",
+        "ops/correlation/frobenius_reference.py",
         "total = total - {}\n",
         "diagonal.square().sum()",
         "0",
@@ -85,14 +70,14 @@ FAULTS = (
     op(
         "similarity_topk",
         "one side of the symmetric gradient",
-        "ops/_topk_gradient.py",
+        "ops/similarity/topk_gradient.py",
         "return Gradients({}, empty) if keys is None",
         "dqueries + dkeys",
         "dqueries",
     ),
     loss(
         "NTXentLoss",
-        "test_losses_contrastive.py",
+        "losses/contrastive/test_ntxent.py",
         "temperature inverted",
         "contrastive/ntxent.py",
         "    scale = {}\n    # First",
@@ -101,7 +86,7 @@ FAULTS = (
     ),
     loss(
         "NTXentLoss",
-        "test_losses_contrastive.py",
+        "losses/contrastive/test_ntxent.py",
         "one view detached",
         "contrastive/ntxent.py",
         "rows = round_like_tiles(l2_normalize(torch.cat((embeddings0, {}))))",
@@ -110,7 +95,7 @@ FAULTS = (
     ),
     loss(
         "NTXentLoss",
-        "test_losses_contrastive.py",
+        "losses/contrastive/test_ntxent.py",
         "unrounded positives beside rounded tiles",
         "contrastive/ntxent.py",
         "rows = {}  # (2N, D)",
@@ -119,7 +104,7 @@ FAULTS = (
     ),
     loss(
         "NTXentLoss",
-        "test_losses_memory_bank.py",
+        "losses/test_memory_bank.py",
         "bank updated in evaluation",
         "contrastive/ntxent.py",
         "update={})",
@@ -128,25 +113,25 @@ FAULTS = (
     ),
     loss(
         "NTXentLoss or DCLLoss or HardNegative",
-        "test_losses_contrastive.py",
+        "losses/contrastive/test_ntxent.py",
         "sum in half precision (row products)",
-        "_reduce.py",
+        "../_core/numerics.py",
         "return (left.to(dtype) * right.to(dtype)).sum({})",
         "-1",
         "-1, dtype=torch.bfloat16).to(dtype",
     ),
     loss(
         "NTXentLoss",
-        "test_losses_contrastive.py",
+        "losses/contrastive/test_ntxent.py",
         "mean over the padded length",
-        "_reduce.py",
+        "../_core/numerics.py",
         "return chunks.sum(1).sum() / {}",
         "flat.numel()",
         "chunks.numel()",
     ),
     loss(
         "VICRegLoss",
-        "test_losses_vicreg.py",
+        "losses/redundancy/test_vicreg.py",
         "weight of another term",
         "redundancy/vicreg.py",
         "loss = lambda_param * similarity\n    loss = loss + {} * (0.5 if",
@@ -155,7 +140,7 @@ FAULTS = (
     ),
     loss(
         "VICRegLoss",
-        "test_losses_vicreg.py",
+        "losses/redundancy/test_vicreg.py",
         "option inverted",
         "redundancy/vicreg.py",
         "mu_param * (0.5 if {} else 1.0) * variance\n",
@@ -164,7 +149,7 @@ FAULTS = (
     ),
     loss(
         "BarlowTwinsLoss",
-        "test_losses_barlow.py",
+        "losses/redundancy/test_barlow_twins.py",
         "divisor of the correlation",
         "redundancy/_correlation.py",
         "(lambda_param / {}) * off_diagonal",
@@ -173,16 +158,16 @@ FAULTS = (
     ),
     loss(
         "BarlowTwinsLoss",
-        "test_losses_barlow.py",
+        "losses/redundancy/test_barlow_twins.py",
         "option dropped on the way",
         "redundancy/_correlation.py",
-        "rule = Rule(self.ddof, float(self.eps), {}, unit_variance=True)",
+        "rule = Scaling(self.ddof, float(self.eps), {}, unit_variance=True)",
         "self.eps_on",
         '"variance"',
     ),
     loss(
         "TiCoLoss",
-        "test_losses_tico.py",
+        "losses/redundancy/test_tico.py",
         "state not kept",
         "redundancy/tico.py",
         "        self.C = {}\n",
@@ -191,7 +176,7 @@ FAULTS = (
     ),
     loss(
         "GroCoLoss",
-        "test_losses_groco.py",
+        "losses/ordering/test_groco.py",
         "list detached",
         "ordering/groco.py",
         "\n    others = [other.detach() for other in others] if {} else others",
@@ -246,7 +231,7 @@ FAULTS = (
         "bias={},",
         "float(error.sum().abs() / truth.abs().sum().clamp_min(least))",
         "0.0",
-        "test_testing.py",
+        "registry/test_testing.py",
     ),
     Fault(
         "error rule forgets NaN",
@@ -254,7 +239,7 @@ FAULTS = (
         "if {}:\n        where = tuple(wrong",
         "wrong.any()",
         "False",
-        "test_testing.py",
+        "registry/test_testing.py",
     ),
     Fault(
         "error rule twice as wide",
@@ -262,7 +247,7 @@ FAULTS = (
         "    factor: float = {}\n",
         "2.0",
         "20.0",
-        "test_testing.py test_registry.py",
+        "registry/test_testing.py registry/test_registry.py",
     ),
     Fault(
         "a backend falls back silently",
@@ -270,15 +255,15 @@ FAULTS = (
         "return {}\n\n\n@contextmanager",
         "_forced",
         '""',
-        "test_dispatch.py",
+        "backends/test_dispatch.py",
     ),
     Fault(
         "op's fake has another dtype",
-        "sslfast/ops/cross_frobenius.py",
+        "sslfast/ops/correlation/frobenius.py",
         "return Sums(*(arguments.a.new_empty(size, dtype={}) for size in sizes))",
         "wide",
         "arguments.a.dtype",
-        "test_ops_registration.py -k cross_frobenius",
+        "registry/test_registration.py -k cross_frobenius",
     ),
     Fault(
         "stale cache (macros are no part of the key)",
@@ -286,7 +271,7 @@ FAULTS = (
         'f"{name}-{arch}-{_key(arch, {})}.cubin"',
         "defines",
         "()",
-        "test_cuda_nvrtc.py -k 'kept or macros or changed'",
+        "backends/cuda/test_cuda_nvrtc.py -k 'kept or macros or changed'",
     ),
     Fault(
         "missing device guard",
@@ -294,6 +279,6 @@ FAULTS = (
         "with {} if first.is_cuda else nullcontext():",
         "torch.cuda.device(first.device)",
         "nullcontext()",
-        "test_triton_launch.py",
+        "backends/triton/test_triton_launch.py",
     ),
 )

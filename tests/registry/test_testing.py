@@ -52,6 +52,14 @@ def test_rounding_is_accepted() -> None:
     assert 0 < report.ratio < 2
 
 
+@pytest.mark.parametrize(("times", "accepted"), [(1.8, True), (2.2, False)])
+def test_twice_the_error_of_eager_is_the_limit(times: float, accepted: bool) -> None:
+    """Where eager is far above the rounding floor."""
+    eager = TRUTH.bfloat16().float()
+    kernel = (TRUTH + times * (eager - TRUTH)).float()
+    assert (compare("rows", kernel, eager, TRUTH).failures == ()) == accepted
+
+
 def test_poor_baseline_does_not_excuse() -> None:
     poor = TRUTH.bfloat16().float()
     kernel = (TRUTH * 1.001).float()

@@ -163,6 +163,11 @@ def one_graph(at: Point) -> bool:
     return isinstance(subject, Primitive) or subject.name in GRAPHED
 
 
+def emulated(at: Point) -> bool:
+    """CUDA C++ played on the CPU: every sample in float32, which has kernels of its own."""
+    return at.dtype == torch.float32 or at.first_ragged
+
+
 def nowhere(at: Point) -> bool:
     """What another test of the thin suite shows for a part."""
     return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import density
 import pytest
 import torch
 from conftest import CASES, Case
@@ -40,6 +41,7 @@ def check(rows: Tensor, dtype: torch.dtype, **options: float) -> None:
     ).require()
 
 
+@pytest.mark.thin(rule=density.emulated)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [case for case in CASES if on_cuda(case)], ids=str)
 def test_values_and_gradients(

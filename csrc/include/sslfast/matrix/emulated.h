@@ -37,20 +37,23 @@ inline void emulated_store(int tile, void* to, int64_t stride) {
   for (int row = 0; row < 16; ++row)
     *reinterpret_cast<UnalignedWords*>(static_cast<char*>(to) + row * stride) = t.rows[row];
 }
-// c (16, 16) += x (16, 32) y (32, 16), y in pairs. The real unit, too, rounds the sum of a tile's
-// depth before it is added, not each product: in deep sums that shows.
+// c (16, 16) += x (16, 32) y (32, 16), y in pairs. As the real unit rounds: the first numbers of
+// all pairs are added up apart from the second ones, and the sum of both is added to c. That was
+// seen on a Sapphire Rapids, 51,200 of 51,200 random elements equal to the last bit.
 inline void emulated_multiply(int c, int x, int y) {
   const auto low = [](Words w) { return reinterpret_cast<Vec<float>>(w << 16); };
   const auto high = [](Words w) { return reinterpret_cast<Vec<float>>(w & 0xffff0000); };
   const EmulatedTile &left = emulated_tile(x), &right = emulated_tile(y);
   EmulatedTile& sum = emulated_tile(c);
   for (int row = 0; row < 16; ++row) {
-    Vec<float> acc{};
+    Vec<float> first{}, second{};
     for (int pair = 0; pair < 16; ++pair) {
       const Words a = Words{} + left.rows[row][pair], b = right.rows[pair];
-      acc = (acc + low(a) * low(b)) + high(a) * high(b);
+      first += low(a) * low(b);
+      second += high(a) * high(b);
     }
-    sum.rows[row] = reinterpret_cast<Words>(reinterpret_cast<Vec<float>>(sum.rows[row]) + acc);
+    const Vec<float> added = reinterpret_cast<Vec<float>>(sum.rows[row]) + (first + second);
+    sum.rows[row] = reinterpret_cast<Words>(added);
   }
 }
 
