@@ -7,7 +7,7 @@ from itertools import product
 import density
 import pytest
 import test_losses
-import test_ops_numbers
+import test_numbers
 import torch
 from conftest import CPU_BACKENDS
 
@@ -28,8 +28,8 @@ def kept(rule: density.Rule, cases: tuple, dtypes: tuple) -> set[tuple[str, torc
 
 
 def test_every_primitive_keeps_every_backend_and_dtype() -> None:
-    dtypes = test_ops_numbers.DTYPES
-    found = kept(density.numbers, test_ops_numbers.CASES, dtypes)
+    dtypes = test_numbers.DTYPES
+    found = kept(density.numbers, test_numbers.CASES, dtypes)
     missing = set(product(PRIMITIVES, dtypes, BACKENDS)) - found
     assert missing == {(name, torch.float64, "triton") for name in PRIMITIVES}  # for the dense one
 

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-import test_ops_frobenius
+import test_frobenius
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +26,7 @@ Form = tuple[str, Setting, Setting]
 UNSEEN = ("backend", "cache_elements")  # who runs it, and for how much there is room
 # Arguments that no public function takes, and the test that runs them on every backend.
 ELSEWHERE = {
-    ("cross_frobenius", name): test_ops_frobenius.test_columns_treated_as_they_are_read
+    ("cross_frobenius", name): test_frobenius.test_columns_treated_as_they_are_read
     for name in ("a_columns", "b_columns")
 }
 
@@ -37,11 +37,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.forms: set[Form] = set()
-        self._ops = {
-            op._opoverload: name
-            for name, spec in PRIMITIVES.items()
-            for op in (spec.forward_op, spec.backward_op)
-        }
+        self._ops = {op._opoverload: name for name, spec in PRIMITIVES.items() for op in spec.ops}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -69,7 +65,7 @@ def told(value: Any) -> Any:
 
 
 def forms_of(spec: Primitive | Loss, samples: Iterable[Sample]) -> set[Form]:
-    """A primitive's as `test_ops_numbers` runs it: all learn, or the first argument alone."""
+    """A primitive's as `test_numbers` runs it: all learn, or the first argument alone."""
     function = spec.functional if isinstance(spec, Loss) else spec.function
     with Recorder() as recorder:
         for sample in samples:

@@ -1,6 +1,6 @@
 """Results depend on values alone: not on memory layout, repetition or threads.
 
-Nor on stale memory: `test_ops_numbers` runs in poisoned memory.
+Nor on stale memory: `test_numbers` runs in poisoned memory.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 import torch
 
-from sslfast import _backends, _library
+from sslfast import _library
+from sslfast._core import devices
 from sslfast._registry import Primitive
 
 SWITCH = "SSLFAST_TESTS"
@@ -180,7 +181,7 @@ def one_chip(at: Point) -> bool:
 
 def examples(count: int) -> int:
     """Of what hypothesis draws; the interpreter takes a second for each."""
-    return count if FULL or not _backends.INTERPRETED else count // 4
+    return count if FULL or not devices.INTERPRETED else count // 4
 
 
 def thin_out(config: pytest.Config, items: list[pytest.Item]) -> None:
