@@ -37,7 +37,7 @@ help:  ## this list
 
 install: .venv/.installed  ## environment, native kernels, the package (editable)
 
-run: install  ## pretrain SimCLR with the fused loss on rendered handwriting, about five minutes
+run: install  ## pretrain SimCLR with the fused loss on rendered handwriting, about ten minutes
 	$(BIN)/sslfast pretrain $(ARGS)
 
 lint: install
