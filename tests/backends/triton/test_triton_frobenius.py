@@ -18,6 +18,7 @@ from sslfast._core.correlation import frobenius as layout
 from sslfast._core.correlation.frobenius import Arguments
 from sslfast._core.devices import INTERPRETED
 from sslfast._registry import PRIMITIVES
+from sslfast.ops.correlation import frobenius_cost
 from sslfast.ops.correlation import frobenius_keep as keep
 from sslfast.testing import check_case
 from sslfast.triton._launch import TARGETS, Launch, launch, recording
@@ -379,8 +380,10 @@ def test_memory_keeps_its_promise(
     shape: tuple[Any, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that the launchers allocate, on meta tensors; the promise is not four times of it."""
-    for module in ("cross_frobenius", "_frobenius_products", "_frobenius_gradients"):
-        monkeypatch.setattr(f"sslfast.triton.{module}.launch", lambda *given, **options: None)
+    for module in ("frobenius", "products", "gradients"):
+        monkeypatch.setattr(
+            f"sslfast.triton.correlation.{module}.launch", lambda *given, **options: None
+        )
     num_rows, *dims, route = shape
     given = arguments(num_rows, *dims, route=route, split=True, dtype=dtype, device="meta")
     with recording(TARGETS["sm_90"]):
@@ -390,7 +393,7 @@ def test_memory_keeps_its_promise(
                     record(given)
                 else:
                     TRITON.forward(given, 0)
-            promise = keep.peak_bytes(given.a, given.b, route=route, backward=learns)
+            promise = frobenius_cost.peak_bytes(given.a, given.b, route=route, backward=learns)
             print(f"{live.peak / 2**20:.1f} MiB of {promise / 2**20:.1f}")
             assert live.peak <= promise
     assert promise < 4 * live.peak
